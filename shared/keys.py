@@ -1,0 +1,77 @@
+"""All Redis keys, in one place.
+
+Every key of one model carries the hash tag `{model}`, so that each script and each MULTI stays in one slot of a
+Redis Cluster. The table of models alone stands outside: it is written and read by single commands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .lanes import Lane
+
+GROUP = "g"
+"""The one consumer group of each lane."""
+
+FIELD_HEADER, FIELD_BODY, FIELD_REPLY = b"h", b"b", b"rt"
+"""The fields of a job's stream entry, always these and in this order: Redis then stores their names once."""
+
+FIELD_PARTS = b"p"
+"""The field of a reply entry: result parts, each with its length before it."""
+
+
+def models(prefix: str) -> str:
+    """Hash: served name -> JSON of `ModelEntry`."""
+    return f"{prefix}:models"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one model.
+
+    Args:
+        prefix: namespace of one embedstream deployment within a Redis database.
+        model: the model's first served name; it becomes the hash tag.
+    """
+
+    prefix: str
+    model: str
+
+    @property
+    def base(self) -> str:
+        """The common beginning. Braces would end the hash tag early, so they are replaced."""
+        return f"{self.prefix}:{{{self.model.replace('{', '(').replace('}', ')')}}}"
+
+    def lane(self, lane: Lane) -> str:
+        """Stream of jobs."""
+        return f"{self.base}:q:{'i' if lane is Lane.INTERACTIVE else 'b'}"
+
+    def reply(self, instance: str) -> str:
+        """Stream of results for one producer process; expires unless its reader renews it."""
+        return f"{self.base}:r:{instance}"
+
+    def result(self, request_id: bytes) -> str:
+        """Hash `<job>:<part>` -> result part, for callers that pick up later; expires."""
+        return f"{self.base}:res:{request_id.hex()}"
+
+    @property
+    def dead_letters(self) -> str:
+        """Stream of jobs given up, with their original fields and the reason."""
+        return f"{self.base}:dlq"
+
+    def heartbeat(self, consumer: str) -> str:
+        """String: JSON of `Announcement`; expires when the consumer stops renewing it."""
+        return f"{self.base}:hb:{consumer}"
+
+    @property
+    def live(self) -> str:
+        """Sorted set: consumer -> expiry in milliseconds of Redis's clock."""
+        return f"{self.base}:live"
+
+    def card(self, fingerprint: bytes, piece: int) -> str:
+        """String: one piece of a model card."""
+        return f"{self.base}:card:{fingerprint.hex()}:{piece}"
+
+    def status(self, consumer: str) -> str:
+        """String: why a consumer could not load its model; expires."""
+        return f"{self.base}:status:{consumer}"

@@ -1,0 +1,241 @@
+"""All settings: each with its unit, its bounds and what it trades.
+
+A flag `--request-timeout-s` and the environment variable `EMBEDSTREAM_REQUEST_TIMEOUT_S` are the same setting. One
+frozen `Settings` is built where a process starts and passed down. Names taken from text-embeddings-inference keep
+its spelling; all others end in their unit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "EMBEDSTREAM_"
+
+_MIB = 1024 * 1024
+
+
+class Role(StrEnum):
+    """The commands that read a setting."""
+
+    SERVE = "serve"
+    API = "api"
+    CONSUMER = "consumer"
+    EMBED = "embed"
+
+
+class Dtype(StrEnum):
+    """Number format of the model's weights and of the forward pass."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class PoolingName(StrEnum):
+    """How the hidden states of a sequence become its vector."""
+
+    CLS = "cls"
+    MEAN = "mean"
+    LAST = "last"
+    ALL = "all"
+
+
+class LogFormat(StrEnum):
+    """Form of the log lines on stderr."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
+
+def _setting(default: Any, description: str, *roles: Role, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"roles": [*roles]}, **bounds)
+
+
+_ALL = (Role.SERVE, Role.API, Role.CONSUMER, Role.EMBED)
+_SERVERS = (Role.SERVE, Role.API, Role.CONSUMER)
+_HTTP = (Role.SERVE, Role.API)
+_DEVICE = (Role.SERVE, Role.CONSUMER)
+_CALLERS = (Role.SERVE, Role.API, Role.EMBED)
+
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Several values; in the environment they are separated by commas."""
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Flags win over the environment, the environment over the defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True)
+
+    # Where it listens and what it connects to
+    host: str = _setting("127.0.0.1", "Address the HTTP server binds.", *_HTTP)
+    port: int = _setting(8000, "Port the HTTP server binds; 0 takes a free one.", *_HTTP, ge=0, le=65535)
+    redis_url: str | None = _setting(
+        None,
+        "Redis or Valkey: redis://, rediss:// or unix://. Without it `serve` starts an embedded Valkey, and the other "
+        "commands look for a running `serve`.",
+        *_ALL,
+    )
+    key_prefix: str = _setting(
+        "ek", "Beginning of all Redis keys; separates deployments in one database.", *_ALL, pattern=r"^[\w.-]{1,64}$"
+    )
+    data_dir: Path | None = _setting(
+        None, "Folder for the embedded Valkey's append-only file; without it the queue lives in memory.", Role.SERVE
+    )
+    embedded_maxmemory_bytes: int = _setting(
+        0,
+        "Memory limit of the embedded Valkey; 0 is a quarter of the machine's memory, at most 2 GiB.",
+        Role.SERVE,
+        ge=0,
+    )
+    api_key: Names = _setting(
+        (), "Key that HTTP clients must send as a bearer token; repeat for several. None: open.", *_HTTP
+    )
+
+    # The model
+    model: str = _setting(
+        "all-MiniLM-L6-v2",
+        "A directory, a Hugging Face Hub id, or the short name of an installed weights package.",
+        *_ALL,
+    )
+    served_model_name: Names = _setting(
+        (),
+        "Name clients use; repeat for several, the first is shown. Default: the last part of the model's id or path.",
+        *_ALL,
+    )
+    revision: str | None = _setting(None, "Branch, tag or commit of a Hub model.", *_DEVICE)
+    pooling: PoolingName | None = _setting(
+        None, "Override the pooling of the model's files; `all` serves one vector for each token.", *_DEVICE
+    )
+    max_model_len: int | None = _setting(
+        None, "Longest input in tokens; it may only lower the model's own limit.", *_DEVICE, ge=1
+    )
+    matryoshka_dims: str | None = _setting(
+        None,
+        "Vector sizes clients may ask for: `any`, `off`, or a list such as `64,128,256`. Default: the model's files.",
+        *_DEVICE,
+    )
+    dtype: Dtype = _setting(
+        Dtype.AUTO,
+        "Number format of the forward pass. `auto`: bfloat16 on CPUs with AMX or AVX512-BF16, float16 on CUDA, "
+        "else float32.",
+        *_DEVICE,
+    )
+
+    # Processes and the device
+    api_workers: int = _setting(1, "API processes that `serve` starts.", Role.SERVE, ge=1, le=256)
+    consumers: int = _setting(1, "Consumer processes that `serve` starts.", Role.SERVE, ge=0, le=256)
+    device: str | None = _setting(
+        None, "Torch device, such as `cpu` or `cuda:1`. Default: CUDA where there is one, else the CPU.", *_DEVICE
+    )
+    threads: int = _setting(
+        0, "CPU threads of one forward pass; 0 shares the cores between the consumers.", *_DEVICE, ge=0
+    )
+    batch_tokens: int = _setting(
+        0,
+        "Token budget of a micro-batch, padding included. More fills a GPU, less answers sooner; 0 is 4,096 on a "
+        "CPU and 65,536 on a GPU.",
+        *_DEVICE,
+        ge=0,
+    )
+    heartbeat_interval_ms: int = _setting(500, "Time between two heartbeats of a consumer.", *_DEVICE, ge=50, le=60_000)
+    heartbeat_ttl_ms: int = _setting(
+        3000, "A consumer silent for this long counts as dead.", *_DEVICE, ge=200, le=600_000
+    )
+    shutdown_timeout_s: float = _setting(
+        30.0, "Time a process has to finish its work after SIGTERM before it is ended.", *_SERVERS, gt=0
+    )
+
+    # Requests
+    request_timeout_s: float = _setting(
+        60.0, "Deadline of a request; past it the answer is a 504.", *_CALLERS, gt=0, le=86_400
+    )
+    payload_limit: int = _setting(64 * _MIB, "Largest HTTP body in bytes.", *_HTTP, ge=1024)
+    metadata_limit_bytes: int = _setting(
+        60 * 1024,
+        "Largest `metadata` header of the `bytes` format; many HTTP clients stop at 64 KiB or earlier.",
+        *_HTTP,
+        ge=1024,
+    )
+    max_request_inputs: int = _setting(2048, "Most inputs in one HTTP request.", *_HTTP, ge=1)
+    max_request_tokens: int = _setting(300_000, "Most tokens in one HTTP request.", *_HTTP, ge=1)
+    auto_truncate: bool = _setting(
+        False, "Cut inputs that are too long, as if each request said `truncate_prompt_tokens: -1`.", *_HTTP
+    )
+    max_lane_jobs: int = _setting(
+        50_000,
+        "Most jobs waiting or running on one lane; beyond it requests are refused with 429. Bounds Redis memory.",
+        *_CALLERS,
+        ge=1,
+    )
+    reply_ttl_s: int = _setting(60, "A reply stream whose reader is gone is dropped after this time.", *_CALLERS, ge=5)
+    reconcile_after_s: float = _setting(
+        3.0, "Age at which a request without a result is looked for in Redis, and sent again if lost.", *_CALLERS, gt=0
+    )
+    card_cache_dir: Path | None = _setting(
+        None, "Where model cards are kept on disk. Default: embedstream/cards in the user's cache folder.", *_CALLERS
+    )
+
+    # Logs
+    log_level: str = _setting(
+        "info", "debug, info, warning or error.", *_SERVERS, pattern="^(debug|info|warning|error)$"
+    )
+    log_format: LogFormat = _setting(LogFormat.CONSOLE, "Log lines for people, or one JSON object a line.", *_SERVERS)
+
+    @field_validator("api_key", "served_model_name", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("matryoshka_dims")
+    @classmethod
+    def _known_form(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"any|off|[1-9]\d*(\s*,\s*[1-9]\d*)*", value):
+            raise ValueError("neither `any` nor `off` nor a list of sizes such as `64,128,256`")
+        return value
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The names clients may use; the first names the queue and is shown in responses."""
+        if self.served_model_name:
+            return self.served_model_name
+        short = Path(self.model).name or self.model
+        return (short, self.model) if is_hub_id(self.model) and short != self.model else (short,)
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether the name has the form `owner/name` of the Hub and is not a directory here."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and not Path(model).is_dir()
+
+
+def roles_of(name: str) -> tuple[Role, ...]:
+    """The commands that read a setting."""
+    extra = Settings.model_fields[name].json_schema_extra
+    roles = extra["roles"] if isinstance(extra, dict) else []
+    return tuple(Role(str(role)) for role in roles) if isinstance(roles, list) else ()
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
+def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Names in the environment that begin like a setting and are none: most likely typing errors."""
+    known = {variable_of(name) for name in Settings.model_fields}
+    return sorted(name for name in environ if name.upper().startswith(PREFIX) and name.upper() not in known)

@@ -1,17 +1,29 @@
-"""Logging: structured events on stderr. Input texts and API keys never enter a log line."""
+"""Logging: structured events. Input texts and API keys never enter a log line.
+
+Modules log through `get_logger()`, whose lines end in the standard logger `embedstream`: an application that uses the
+producer library hears of warnings on stderr and decides about the rest itself. Our own commands call `configure`.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 
 from .settings import LogFormat, Settings
 
+NAME = "embedstream"
+
+
+def get_logger() -> Any:
+    """The logger of all our modules; it follows structlog's configuration, and writes nothing to stdout."""
+    return structlog.wrap_logger(logging.getLogger(NAME))
+
 
 def configure(settings: Settings, role: str) -> None:
-    """Set the process's log level and format, and name its role in every line."""
+    """Set the process's log level and format, log to stderr, and name the role in every line."""
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -27,7 +39,19 @@ def configure(settings: Settings, role: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
     )
+    logger = logging.getLogger(NAME)
+    logger.handlers = [_Stderr()]
+    logger.setLevel(level)
+    logger.propagate = False
     structlog.contextvars.bind_contextvars(role=role)
+
+
+class _Stderr(logging.Handler):
+    """Writes the finished line to what is `sys.stderr` at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{record.getMessage()}\n")
+        except (OSError, ValueError):  # closed at the end of the process
+            self.handleError(record)

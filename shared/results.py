@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ class ResultPart:
     n_parts: int
     first_row: int
     rows: NDArray[np.void]
-    vectors: NDArray[np.generic]
+    vectors: NDArray[Any]
     dtype: VectorType
     messages: tuple[str, ...] = ()
     timing: Timing = field(default_factory=Timing)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx2
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -17,6 +24,7 @@ from tokenizers.processors import TemplateProcessing
 
 from embedstream.deploy.embedded import EmbeddedServer
 from embedstream.shared.keys import Keys
+from embedstream.shared.runfile import find_live
 from embedstream.shared.settings import PREFIX, Settings
 
 
@@ -60,6 +68,46 @@ def keys(prefix: str) -> Keys:
 def settings(redis_url: str, prefix: str) -> Settings:
     """Settings of this test's own deployment."""
     return Settings(redis_url=redis_url, key_prefix=prefix)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A running `embedstream serve` with the real model in float32."""
+
+    url: str
+    redis_url: str
+    pid: int
+
+    def post(self, body: dict[str, Any], **headers: str) -> httpx2.Response:
+        """POST /v1/embeddings."""
+        return httpx2.post(f"{self.url}/v1/embeddings", json=body, headers=headers, timeout=120)
+
+    def embed(self, inputs: Any, **options: Any) -> NDArray[np.float32]:
+        """Vectors of the inputs, as lists of floats over HTTP."""
+        response = self.post({"input": inputs, **options})
+        assert response.status_code == 200, response.text
+        return np.array([item["embedding"] for item in response.json()["data"]], np.float32)
+
+
+@pytest.fixture(scope="session")
+def serving(_own_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """All in one, as `make run` starts it, on a free port; any Matryoshka size may be asked for."""
+    command = [sys.executable, "-m", "embedstream.deploy", "serve", "--port", "0"]
+    command += ["--dtype", "float32", "--matryoshka-dims", "any", "--log-level", "warning"]
+    log = tmp_path_factory.mktemp("serve") / "stderr"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            assert "ready" in ready, log.read_text()
+            (server,) = [found for found in find_live() if found.process.pid == process.pid]
+            yield Serving(server.http_url, server.redis_url, process.pid)
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 @pytest.fixture(scope="session")

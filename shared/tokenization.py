@@ -1,0 +1,327 @@
+"""Texts to token ids: columns for the queue, never an object kept for each text.
+
+API processes and producers tokenise with the `tokenizers` library alone, from the tokenizer of the model card.
+Truncation is a slice of the finished ids, so the tokenizer itself is never changed and all threads share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase, Normalizer
+from tokenizers.normalizers import Sequence as NormalizerSequence
+
+from .errors import InputTooLong, InvalidInput, ModelLoadError
+from .jobs import TruncationSide
+from .recipe import Recipe
+
+_PROBE_ENTRIES = 1000  # vocabulary entries tried when no letter or digit gives a token
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The token ids of several inputs, one behind the other.
+
+    Args:
+        ids: (total,) uint32.
+        lengths: (inputs,) uint32; they add up to `total`.
+        truncated: number of inputs that lost tokens.
+    """
+
+    ids: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(inputs + 1,) where each input begins in `ids`; the last is `total`."""
+        return offsets(self.lengths)
+
+
+def offsets(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(n + 1,) running sum of (n,) lengths, from 0."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, dtype=np.int64, out=starts[1:])
+    return starts
+
+
+class TextTokenizer:
+    """The tokenizer of one model card. Nothing changes it once it is made, so threads share it freely.
+
+    Args:
+        tokenizer_json: the tokenizer in the JSON form of the `tokenizers` library. What it says of padding and
+            truncation is left out: all-MiniLM-L6-v2 pads to 128 and cuts at 128 there, against its own recipe.
+        recipe: its truncation side and lower-casing are followed.
+
+    Raises:
+        ModelLoadError: the JSON is not a tokenizer.
+    """
+
+    def __init__(self, tokenizer_json: str, recipe: Recipe) -> None:
+        try:
+            tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # the library has no class of its own for this
+            raise ModelLoadError(f"the tokenizer cannot be read: {error}") from error
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if recipe.do_lower_case:
+            tokenizer.normalizer = _lower_case_first(tokenizer.normalizer)
+        self._tokenizer = tokenizer
+        self._model_side = recipe.truncation_side
+        vocabulary = tokenizer.get_vocab()
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        """One more than the largest id the tokenizer can give."""
+        self.max_token_chars = max(map(len, vocabulary), default=1)
+        """Characters of the longest vocabulary entry: a text of k tokens is hardly ever longer than k times this."""
+        self._prefix, self._suffix = self._count_special_tokens(islice(vocabulary, _PROBE_ENTRIES))
+
+    @property
+    def n_special(self) -> int:
+        """Special tokens added to each text."""
+        return self._prefix + self._suffix
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        add_special_tokens: bool = True,
+        truncate_to: int | None = None,
+        side: TruncationSide = TruncationSide.MODEL,
+    ) -> Tokens:
+        """Tokenise; inputs keep their order.
+
+        Args:
+            texts: any number of texts.
+            add_special_tokens: whether the model's special tokens are put around each text.
+            truncate_to: most tokens of an input, special tokens included; None cuts nothing.
+            side: the end that loses tokens. MODEL takes the recipe's and keeps the special tokens, as transformers
+                does; RIGHT and LEFT slice the finished sequence, special tokens and all.
+
+        Raises:
+            InvalidInput: a text holds a lone surrogate or cannot be tokenised, or `truncate_to` leaves no room beside
+                the special tokens.
+        """
+        if truncate_to is not None:
+            self._check_truncation(truncate_to, add_special_tokens, side)
+        try:
+            if len(texts) == 1:  # a lone query skips the thread pool
+                rows = [self._tokenizer.encode(texts[0], add_special_tokens=add_special_tokens).ids]
+            else:
+                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+                rows = [encoding.ids for encoding in encodings]
+        except Exception as error:  # the library's own errors are bare ones
+            raise self._unreadable(texts, error) from error
+        truncated = 0
+        if truncate_to is not None:
+            for index, row in enumerate(rows):
+                if len(row) > truncate_to:
+                    rows[index] = self._cut_row(row, truncate_to, add_special_tokens, side)
+                    truncated += 1
+        lengths = np.fromiter(map(len, rows), np.uint32, len(rows))
+        ids = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum(dtype=np.int64)))
+        return Tokens(ids, lengths, truncated)
+
+    def _check_truncation(self, limit: int, add_special_tokens: bool, side: TruncationSide) -> None:
+        _check_room(limit, self.n_special if add_special_tokens and side is TruncationSide.MODEL else 0)
+
+    def _cut_row(self, row: list[int], limit: int, add_special_tokens: bool, side: TruncationSide) -> list[int]:
+        prefix, suffix = self._prefix, self._suffix
+        if side is not TruncationSide.MODEL or not add_special_tokens:
+            prefix = suffix = 0
+        if _loses_left(side, self._model_side):
+            return row[:prefix] + row[len(row) - limit + prefix :]
+        return row[: limit - suffix] + row[len(row) - suffix :]
+
+    def _count_special_tokens(self, vocabulary: Iterable[str]) -> tuple[int, int]:
+        """How many special tokens stand before and after a text."""
+        for probe in chain(("a", "0"), vocabulary):
+            try:
+                mask = self._tokenizer.encode(probe).special_tokens_mask
+            except Exception:  # noqa: BLE001, S112 (a tokenizer may refuse what its vocabulary lacks)
+                continue
+            if 0 in mask:
+                return mask.index(0), mask[::-1].index(0)
+        return self._tokenizer.num_special_tokens_to_add(False), 0  # no text has a token of its own
+
+    def _unreadable(self, texts: Sequence[str], error: Exception) -> InvalidInput:
+        """Which text the library refused, and why."""
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                return InvalidInput(f"The input at index {index} is not a text.", param="input")
+            try:
+                text.encode()
+                self._tokenizer.encode(text)
+            except UnicodeEncodeError as surrogate:
+                return InvalidInput(
+                    f"The input at index {index} is not valid Unicode: a lone surrogate "
+                    f"U+{ord(text[surrogate.start]):04X} at character {surrogate.start}.",
+                    param="input",
+                )
+            except Exception as reason:  # noqa: BLE001 (bare, as above)
+                return InvalidInput(f"The input at index {index} cannot be tokenised: {reason}.", param="input")
+        return InvalidInput(f"The input cannot be tokenised: {error}.", param="input")
+
+
+def cut(
+    ids: NDArray[np.integer],
+    lengths: NDArray[np.integer],
+    limit: int,
+    side: TruncationSide = TruncationSide.MODEL,
+    model_side: TruncationSide = TruncationSide.RIGHT,
+) -> Tokens:
+    """Truncate inputs that came as token ids; they are plain sequences, without special tokens to keep.
+
+    Args:
+        ids: (total,) any integer type, below 2^32.
+        lengths: (inputs,) adding up to `total`.
+        limit: most tokens of an input, at least 1.
+        side: the end that loses tokens; MODEL takes `model_side`.
+        model_side: RIGHT or LEFT, from the recipe.
+    """
+    kept = np.minimum(lengths, limit).astype(np.uint32)
+    truncated = int(np.count_nonzero(lengths > limit))
+    if not truncated:
+        return Tokens(ids.astype(np.uint32, copy=False), kept)
+    bounds, targets = offsets(lengths), offsets(kept)
+    starts = bounds[1:] - kept if _loses_left(side, model_side) else bounds[:-1]
+    sources = np.arange(targets[-1]) + np.repeat(starts - targets[:-1], kept)
+    return Tokens(ids[sources].astype(np.uint32), kept, truncated)
+
+
+def resolve_truncation(truncate_prompt_tokens: int | None, recipe: Recipe, n_special: int) -> int | None:
+    """What `truncate_prompt_tokens` of a request means for this model.
+
+    Args:
+        truncate_prompt_tokens: most tokens of an input; -1 is the model's limit; None cuts nothing.
+        recipe: the model's limit.
+        n_special: special tokens that stay: those of the tokenizer for texts cut on the model's side, else 0.
+
+    Returns:
+        Most tokens of an input, or None.
+
+    Raises:
+        InvalidInput: the number is not legal; the message says which are.
+    """
+    if truncate_prompt_tokens is None:
+        return None
+    limit = recipe.max_length if truncate_prompt_tokens == -1 else truncate_prompt_tokens
+    if limit > recipe.max_length:
+        raise InvalidInput(
+            "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size. "
+            f"(at most {recipe.max_length}, got {limit})",
+            param="truncate_prompt_tokens",
+        )
+    _check_room(limit, n_special)
+    return limit
+
+
+def check_length(lengths: NDArray[np.integer], max_length: int) -> None:
+    """Refuse inputs the model cannot read whole.
+
+    Args:
+        lengths: (inputs,) tokens of each input of the request.
+        max_length: the recipe's.
+
+    Raises:
+        InputTooLong: in the words clients of vLLM know, then which input it is and what to do.
+    """
+    too_long = lengths > max_length
+    if not too_long.any():
+        return
+    index = int(np.argmax(too_long))
+    raise InputTooLong(
+        f"This model's maximum context length is {max_length} tokens. However, your prompt contains at least "
+        f"{max_length + 1} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+        f"length of the input prompt. (parameter=input_tokens, value={max_length + 1}) "
+        f"The input at index {index} has {int(lengths[index])} tokens; "
+        'send "truncate_prompt_tokens": -1 to have long inputs cut.',
+        param="input_tokens",
+    )
+
+
+def check_text_length(texts: Sequence[str], max_length: int, max_token_chars: int) -> None:
+    """Refuse, before they cost any tokenising, texts that no usual tokenisation brings below the limit.
+
+    Args:
+        texts: the inputs of the request; only for those that are not to be cut.
+        max_length: the recipe's.
+        max_token_chars: the tokenizer's.
+
+    Raises:
+        InputTooLong: naming the input and what to do.
+    """
+    most = max_length * max_token_chars
+    for index, text in enumerate(texts):
+        if len(text) > most:
+            raise InputTooLong(
+                f"This model's maximum context length is {max_length} tokens. However, your prompt contains "
+                f"{len(text)} characters (more than {most} characters, which is the upper bound for {max_length} "
+                "input tokens). Please reduce the length of the input prompt. "
+                f"(parameter=input_text, value={len(text)}) The input at index {index} is meant; "
+                'send "truncate_prompt_tokens": -1 to have long inputs cut.',
+                param="input_text",
+            )
+
+
+def check_not_empty(lengths: NDArray[np.integer]) -> None:
+    """Refuse inputs without tokens: there is nothing to make a vector of.
+
+    Raises:
+        InvalidInput: naming the first.
+    """
+    if len(lengths) and not lengths.all():
+        index = int(np.argmin(lengths != 0))
+        raise InvalidInput(
+            f"The decoder prompt cannot be empty: the input at index {index} has no tokens.", param="input"
+        )
+
+
+def check_ids(ids: NDArray[np.integer], lengths: NDArray[np.integer], vocab_size: int) -> None:
+    """Refuse token ids the model has no embedding for, and inputs without tokens.
+
+    Args:
+        ids: (total,) any integer type, as the caller sent them.
+        lengths: (inputs,) adding up to `total`.
+        vocab_size: the recipe's.
+
+    Raises:
+        InvalidInput: naming the first bad id and the legal range.
+    """
+    check_not_empty(lengths)
+    bad = (ids < 0) | (ids >= vocab_size)
+    if not bad.any():
+        return
+    place = int(np.argmax(bad))
+    index = int(np.searchsorted(offsets(lengths), place, side="right")) - 1
+    raise InvalidInput(
+        f"Token id {int(ids[place])} is out of vocabulary: this model's token ids are 0 to {vocab_size - 1} "
+        f"(input at index {index}).",
+        param="input",
+    )
+
+
+def _check_room(limit: int, n_special: int) -> None:
+    if limit < n_special + 1:
+        beside = f" beside its {n_special} special tokens" if n_special else ""
+        raise InvalidInput(
+            f"truncate_prompt_tokens must be -1 or at least {n_special + 1}, so that a token of the input is left"
+            f"{beside} (got {limit}).",
+            param="truncate_prompt_tokens",
+        )
+
+
+def _loses_left(side: TruncationSide, model_side: TruncationSide) -> bool:
+    return (model_side if side is TruncationSide.MODEL else side) is TruncationSide.LEFT
+
+
+def _lower_case_first(normalizer: Normalizer | None) -> Normalizer:
+    """As sentence-transformers does it: a step of the tokenizer, which leaves special tokens in a text alone."""
+    return Lowercase() if normalizer is None else NormalizerSequence([Lowercase(), normalizer])

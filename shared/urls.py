@@ -1,0 +1,12 @@
+"""URLs as they may be shown."""
+
+from __future__ import annotations
+
+import re
+
+
+def without_password(url: str) -> str:
+    """The URL with `***` for its password, in the user part or in the query."""
+    # Up to the last `@`: a password may hold any sign, and hiding too much does no harm.
+    hidden = re.sub(r"(?<=://)([^/@:]*):.*@", r"\1:***@", url, count=1)
+    return re.sub(r"([?&]password=)[^&#]*", r"\1***", hidden)

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from embedstream.shared.errors import InputTooLong, InvalidInput, ModelLoadError
+from embedstream.shared.jobs import TruncationSide
+from embedstream.shared.models import locate
+from embedstream.shared.recipe import Pooling, Recipe
+from embedstream.shared.tokenization import (
+    TextTokenizer,
+    Tokens,
+    check_ids,
+    check_length,
+    check_not_empty,
+    check_text_length,
+    cut,
+    resolve_truncation,
+)
+
+MODEL, RIGHT, LEFT = TruncationSide.MODEL, TruncationSide.RIGHT, TruncationSide.LEFT
+CLS, SEP = 101, 102
+RECIPE = Recipe(max_length=256, pooling=Pooling.MEAN, normalize=True, dimension=384, vocab_size=30522)
+LEFT_RECIPE = replace(RECIPE, truncation_side=LEFT)
+MINILM = (locate("all-MiniLM-L6-v2").path / "tokenizer.json").read_text()
+TOKENIZER = TextTokenizer(MINILM, RECIPE)
+LEFT_TOKENIZER = TextTokenizer(MINILM, LEFT_RECIPE)
+PLAIN: Tokenizer = Tokenizer.from_str(MINILM)
+PLAIN.no_padding()
+
+
+def word_level(single: str | None, vocabulary: Sequence[str] = ("<s>", "</s>", "w1", "w2", "w3", "W1")) -> str:
+    """A tokenizer of whole words; `single` is its template, such as "<s> $A </s>"."""
+    ids = {word: index for index, word in enumerate(vocabulary)}
+    specials = [{"id": ids[word], "special": True, "content": word} for word in ("<s>", "</s>")]
+    common = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    pieces = [
+        {"Sequence": {"id": "A", "type_id": 0}} if word == "$A" else {"SpecialToken": {"id": word, "type_id": 0}}
+        for word in (single or "").split()
+    ]
+    template = {
+        "type": "TemplateProcessing",
+        "single": pieces,
+        "pair": [*pieces, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {w: {"id": w, "ids": [ids[w]], "tokens": [w]} for w in ("<s>", "</s>")},
+    }
+    return json.dumps(
+        {
+            "version": "1.0",
+            "added_tokens": [{**special, **common} for special in specials],
+            "pre_tokenizer": {"type": "WhitespaceSplit"},
+            "post_processor": template if single else None,
+            "model": {"type": "WordLevel", "vocab": ids, "unk_token": "no such token"},
+        }
+    )
+
+
+def rows(tokens: Tokens) -> list[list[int]]:
+    bounds = tokens.offsets.tolist()
+    return [tokens.ids[start:end].tolist() for start, end in pairwise(bounds)]
+
+
+def test_padding_and_truncation_of_the_json_are_left_out() -> None:
+    tokens = TOKENIZER.encode(["hello", "hello " * 300])
+    assert tokens.lengths.tolist() == [3, 302]
+    assert rows(tokens)[0] == [CLS, 7592, SEP]
+    assert (tokens.ids.dtype.name, tokens.lengths.dtype.name, len(tokens)) == ("uint32", "uint32", 2)
+
+
+def test_the_empty_text_is_its_special_tokens() -> None:
+    assert rows(TOKENIZER.encode([""])) == [[CLS, SEP]]
+    assert rows(TOKENIZER.encode(["", "a"], add_special_tokens=False)) == [[], [1037]]
+
+
+def test_no_texts() -> None:
+    tokens = TOKENIZER.encode([])
+    assert (len(tokens), len(tokens.ids), tokens.offsets.tolist()) == (0, 0, [0])
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), max_size=5), st.booleans())
+def test_ids_are_those_of_the_library(texts: list[str], specials: bool) -> None:
+    PLAIN.no_truncation()
+    expected = [PLAIN.encode(text, add_special_tokens=specials).ids for text in texts]
+    assert rows(TOKENIZER.encode(texts, add_special_tokens=specials)) == expected
+    assert [rows(TOKENIZER.encode([text], add_special_tokens=specials))[0] for text in texts] == expected
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.integers(3, 12), st.integers(0, 15), st.sampled_from(["right", "left"]), st.booleans())
+def test_the_models_own_side_cuts_as_the_library_does(limit: int, words: int, side: str, specials: bool) -> None:
+    PLAIN.enable_truncation(limit, direction=side)
+    text = " ".join("abcdefghijklmno"[:words])
+    tokenizer = TOKENIZER if side == "right" else LEFT_TOKENIZER
+    tokens = tokenizer.encode([text, "a"], truncate_to=limit, add_special_tokens=specials)
+    expected = [PLAIN.encode(each, add_special_tokens=specials).ids for each in (text, "a")]
+    assert rows(tokens) == expected
+    assert tokens.truncated == (words + 2 * specials > limit)
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, LEFT_TOKENIZER])
+def test_an_explicit_side_slices_the_finished_sequence(tokenizer: TextTokenizer) -> None:
+    whole = rows(tokenizer.encode(["a b c d"]))[0]
+    assert rows(tokenizer.encode(["a b c d"], truncate_to=4, side=RIGHT)) == [whole[:4]]
+    assert rows(tokenizer.encode(["a b c d"], truncate_to=4, side=LEFT)) == [whole[-4:]]
+    assert rows(tokenizer.encode(["a b c d"], truncate_to=1, side=RIGHT)) == [[CLS]]
+
+
+@pytest.mark.parametrize(
+    ("template", "n_special", "right", "left"),
+    [
+        (None, 0, ["w1", "w2"], ["w2", "w3"]),
+        ("$A", 0, ["w1", "w2"], ["w2", "w3"]),
+        ("$A </s>", 1, ["w1", "</s>"], ["w3", "</s>"]),
+        ("<s> $A", 1, ["<s>", "w1"], ["<s>", "w3"]),
+    ],
+)
+def test_special_tokens_are_found_wherever_they_stand(
+    template: str | None, n_special: int, right: list[str], left: list[str]
+) -> None:
+    text = word_level(template)
+    ids = json.loads(text)["model"]["vocab"]
+    for recipe, expected in ((RECIPE, right), (LEFT_RECIPE, left)):
+        tokenizer = TextTokenizer(text, recipe)
+        assert tokenizer.n_special == n_special
+        assert rows(tokenizer.encode(["w1 w2 w3"], truncate_to=2)) == [[ids[word] for word in expected]]
+
+
+def test_what_the_tokenizer_refuses_is_the_callers_error() -> None:
+    tokenizer = TextTokenizer(word_level("<s> $A </s>"), RECIPE)  # it has no token for unknown words
+    assert tokenizer.n_special == 2
+    with pytest.raises(InvalidInput, match="index 1 cannot be tokenised: WordLevel error: Missing") as caught:
+        tokenizer.encode(["w1", "w9"])
+    assert caught.value.param == "input"
+
+
+def test_no_room_beside_the_special_tokens() -> None:
+    with pytest.raises(InvalidInput, match="at least 3") as caught:
+        TOKENIZER.encode(["a"], truncate_to=2)
+    assert caught.value.param == "truncate_prompt_tokens"
+    assert TOKENIZER.encode(["a b"], truncate_to=1, add_special_tokens=False).lengths.tolist() == [1]
+    with pytest.raises(InvalidInput, match="at least 1"):
+        TOKENIZER.encode(["a"], truncate_to=0, side=LEFT)
+
+
+def test_lower_case_as_in_sentence_transformers() -> None:
+    text = word_level(None)
+    ids = json.loads(text)["model"]["vocab"]
+    assert rows(TextTokenizer(text, RECIPE).encode(["W1"])) == [[ids["W1"]]]
+    lowered = TextTokenizer(text, replace(RECIPE, do_lower_case=True))
+    assert rows(lowered.encode(["W1 W2"])) == [[ids["w1"], ids["w2"]]]
+    both = TextTokenizer(MINILM, replace(RECIPE, do_lower_case=True))
+    assert rows(both.encode(["Hello CAFÉ東京 [SEP]"])) == rows(TOKENIZER.encode(["hello café東京 [SEP]"]))
+
+
+@pytest.mark.parametrize("texts", [["a\ud800b"], ["fine", "a\ud800b"]])
+def test_a_lone_surrogate_is_the_callers_error(texts: list[str]) -> None:
+    with pytest.raises(InvalidInput, match=rf"index {len(texts) - 1} .* U\+D800 at character 1") as caught:
+        TOKENIZER.encode(texts)
+    assert caught.value.param == "input"
+
+
+def test_something_else_than_text_is_the_callers_error() -> None:
+    with pytest.raises(InvalidInput, match="index 1 is not a text"):
+        TOKENIZER.encode(["a", 3])  # type: ignore[list-item]  # as a careless caller would
+
+
+def test_limits_of_the_vocabulary() -> None:
+    assert TOKENIZER.vocab_size == 30522
+    assert TOKENIZER.max_token_chars == len("telecommunications")
+    assert TextTokenizer(word_level(None), RECIPE).max_token_chars == len("</s>")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "not JSON", MINILM[:1000]])
+def test_a_damaged_tokenizer(text: str) -> None:
+    with pytest.raises(ModelLoadError, match="the tokenizer cannot be read"):
+        TextTokenizer(text, RECIPE)
+
+
+def test_threads_share_one_tokenizer() -> None:
+    texts = [f"text {number} " * (number % 7) for number in range(60)]
+    sides = [(limit, side) for limit in (None, 3, 5) for side in TruncationSide]
+
+    def work(turn: int) -> list[list[int]]:
+        limit, side = sides[turn % len(sides)]
+        return rows(TOKENIZER.encode(texts, truncate_to=limit, side=side))
+
+    expected = [work(turn) for turn in range(len(sides))]
+    with ThreadPoolExecutor(4) as pool:
+        for turn, result in enumerate(pool.map(work, range(3 * len(sides)))):
+            assert result == expected[turn % len(sides)]
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(
+    st.lists(st.lists(st.integers(0, 70_000), max_size=6), max_size=6),
+    st.integers(1, 7),
+    st.sampled_from(TruncationSide),
+    st.sampled_from([RIGHT, LEFT]),
+    st.sampled_from([np.int64, np.uint32]),
+)
+def test_cut_is_a_slice_of_each_input(
+    inputs: list[list[int]], limit: int, side: TruncationSide, model_side: TruncationSide, kind: type[np.integer]
+) -> None:
+    ids = np.array([number for each in inputs for number in each], kind)
+    lengths = np.array([len(each) for each in inputs], np.uint32)
+    tokens = cut(ids, lengths, limit, side, model_side)
+    effective = model_side if side is MODEL else side
+    assert rows(tokens) == [each[-limit:] if effective is LEFT else each[:limit] for each in inputs]
+    assert tokens.truncated == sum(len(each) > limit for each in inputs)
+    assert (tokens.ids.dtype.name, tokens.lengths.dtype.name) == ("uint32", "uint32")
+
+
+def test_too_long_in_the_words_of_vllm() -> None:
+    check_length(np.array([256, 1], np.uint32), 256)
+    with pytest.raises(InputTooLong) as caught:
+        check_length(np.array([256, 300, 400], np.uint32), 256)
+    assert str(caught.value).startswith(
+        "This model's maximum context length is 256 tokens. However, your prompt contains at least 257 input tokens, "
+        "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
+        "(parameter=input_tokens, value=257)"
+    )
+    assert "index 1 has 300 tokens" in str(caught.value)
+    assert '"truncate_prompt_tokens": -1' in str(caught.value)
+    assert caught.value.param == "input_tokens"
+
+
+def test_texts_too_long_to_be_tokenised() -> None:
+    check_text_length(["x" * 180, ""], 10, 18)
+    with pytest.raises(InputTooLong, match=r"^This model's maximum context length is 10 tokens\.") as caught:
+        check_text_length(["", "x" * 181], 10, 18)
+    assert "181 characters (more than 180" in str(caught.value)
+    assert "index 1" in str(caught.value)
+    assert caught.value.param == "input_text"
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_special", "expected"), [(None, 2, None), (-1, 2, 256), (256, 2, 256), (3, 2, 3), (1, 0, 1)]
+)
+def test_legal_truncations(asked: int | None, n_special: int, expected: int | None) -> None:
+    assert resolve_truncation(asked, RECIPE, n_special) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_special", "message"),
+    [
+        (257, 2, "truncate_prompt_tokens value is greater than max_model_len.*at most 256, got 257"),
+        (2**80, 0, "greater than max_model_len"),
+        (2, 2, "at least 3"),
+        (0, 2, "at least 3"),
+        (0, 0, "at least 1"),
+        (-2, 0, "must be -1 or at least 1"),
+        (-(2**80), 2, "must be -1 or at least 3"),
+    ],
+)
+def test_illegal_truncations(asked: int, n_special: int, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        resolve_truncation(asked, RECIPE, n_special)
+    assert caught.value.param == "truncate_prompt_tokens"
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint16, np.uint32])
+def test_ids_within_the_vocabulary(kind: type[np.integer]) -> None:
+    check_ids(np.array([0, 99, 5], kind), np.array([2, 1], kind), 100)
+    check_ids(np.array([], kind), np.array([], kind), 100)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 99, 100], r"Token id 100 is out of vocabulary.* 0 to 99 \(input at index 1\)"),
+        ([0, -1, 500], r"Token id -1 is out of vocabulary.*\(input at index 0\)"),
+        ([2**40, 0, 0], r"Token id 1099511627776 is out of vocabulary"),
+    ],
+)
+def test_ids_out_of_the_vocabulary(ids: list[int], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
+        check_ids(np.array(ids), np.array([2, 1]), 100)
+    assert caught.value.param == "input"
+
+
+@pytest.mark.parametrize(("lengths", "index"), [([0], 0), ([2, 0, 1, 0], 1)])
+def test_inputs_without_tokens(lengths: list[int], index: int) -> None:
+    column: NDArray[np.int64] = np.array(lengths)
+    for check in (check_not_empty, lambda lengths: check_ids(np.zeros(lengths.sum(), np.int64), lengths, 9)):
+        with pytest.raises(InvalidInput, match=f"^The decoder prompt cannot be empty.* index {index} "):
+            check(column)

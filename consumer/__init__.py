@@ -1,0 +1,1 @@
+"""The device tier: reads jobs, forms micro-batches, embeds and publishes."""

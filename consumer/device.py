@@ -1,0 +1,62 @@
+"""The device a consumer computes on, and the number format that suits it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.settings import Dtype, Settings
+
+_DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.BFLOAT16: torch.bfloat16}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, else CUDA where there is one, else the CPU.
+
+    Raises:
+        ModelLoadError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)  # only using it shows whether it is there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelLoadError(f"the device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+def choose_dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
+    """The number format of the forward pass, and for people the reason why."""
+    if wanted is not Dtype.AUTO:
+        return _DTYPES[wanted], "asked for"
+    if device.type == "cuda":
+        return torch.float16, "CUDA device"
+    if device.type == "cpu":
+        feature = bfloat16_feature()
+        return (torch.bfloat16, f"CPU with {feature}") if feature else (torch.float32, "CPU without AMX or AVX512-BF16")
+    return torch.float32, f"{device.type} device"
+
+
+def bfloat16_feature() -> str | None:
+    """The CPU's instructions for bfloat16, or None: without them bfloat16 is slower than float32.
+
+    torch's helpers are private and differ between versions; one that is missing counts as "no".
+    """
+    for name, feature in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):
+        helper = getattr(torch.cpu, name, None)
+        if helper is not None and helper():
+            return feature
+    return None
+
+
+def thread_count(settings: Settings) -> int:
+    """CPU threads of one forward pass: as asked for, else this consumer's share of the cores."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    return settings.threads or max(1, cores // max(1, settings.consumers))

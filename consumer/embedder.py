@@ -1,0 +1,153 @@
+"""The embedder: micro-batch in, result vectors out, on the one thread that owns the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedstream.shared.options import VectorOptions, VectorType
+from embedstream.shared.recipe import Pooling
+from embedstream.shared.results import Status
+from embedstream.shared.tokenization import offsets
+
+from .batching import MicroBatch
+from .model import Model
+from .pooling import all_tokens, cut_and_normalize, pool
+
+_TORCH: dict[VectorType, torch.dtype] = {
+    VectorType.FLOAT32: torch.float32,
+    VectorType.FLOAT16: torch.float16,
+    VectorType.BFLOAT16: torch.bfloat16,
+    VectorType.FP8_E4M3: torch.float8_e4m3fn,
+    VectorType.FP8_E5M2: torch.float8_e5m2,
+}
+_NOT_FINITE = "The model computed a vector that is not finite (NaN or infinity)."
+
+
+@dataclass(frozen=True, slots=True)
+class RowVectors:
+    """What some rows of a micro-batch became.
+
+    Args:
+        rows: (n,) places in the micro-batch.
+        vectors: for each row (vectors, dim) in its job's number format.
+        finite: (n,) whether the row's float32 vectors were all finite.
+    """
+
+    rows: NDArray[np.int64]
+    vectors: list[NDArray[Any]]
+    finite: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A micro-batch after its forward pass."""
+
+    groups: list[RowVectors]
+    duration_s: float
+
+
+class Embedder:
+    """Runs micro-batches. All calls come from one thread.
+
+    Args:
+        model: loaded and warm.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def embed(self, batch: MicroBatch) -> Embedded:
+        """Forward, pool in float32, then cut, normalise and cast once for each group of equal options."""
+        started_s = time.perf_counter()
+        with torch.inference_mode():
+            hidden, mask = self._model.forward(batch.ids, batch.lengths)
+            groups = [
+                self._per_token(hidden, mask, batch, options, rows)
+                if options.per_token
+                else self._pooled(hidden, mask, options, rows)
+                for options, rows in _groups(batch)
+            ]
+        return Embedded(groups, time.perf_counter() - started_s)
+
+    def _pooled(self, hidden: Tensor, mask: Tensor, options: VectorOptions, rows: NDArray[np.int64]) -> RowVectors:
+        some = torch.from_numpy(rows).to(hidden.device)
+        vectors = pool(self._model.recipe.pooling, hidden[some], mask[some])
+        matrix, finite = self._finish(vectors, options)
+        return RowVectors(rows, list(matrix[:, None, :]), finite)
+
+    def _per_token(
+        self, hidden: Tensor, mask: Tensor, batch: MicroBatch, options: VectorOptions, rows: NDArray[np.int64]
+    ) -> RowVectors:
+        some = torch.from_numpy(rows).to(hidden.device)
+        matrix, finite = self._finish(all_tokens(hidden[some], mask[some]), options)
+        bounds = offsets(batch.lengths[rows])
+        return RowVectors(rows, np.split(matrix, bounds[1:-1]), np.logical_and.reduceat(finite, bounds[:-1]))
+
+    def _finish(self, vectors: Tensor, options: VectorOptions) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """(n, dim) float32 to the options' size, length and format, and which rows were finite before the cast."""
+        recipe = self._model.recipe
+        # Without a choice of the caller, token vectors are always normalised: late interaction compares directions.
+        default = recipe.normalize or recipe.pooling is Pooling.ALL or options.per_token
+        normalize = default if options.normalize is None else options.normalize
+        finished = cut_and_normalize(vectors, options.dimensions, normalize)
+        finite = torch.isfinite(finished).all(dim=1).cpu().numpy()
+        return _to_numpy(finished.to(_TORCH[options.dtype]), options.dtype), finite
+
+
+def deliver(batch: MicroBatch, embedded: Embedded, started_ms: float) -> None:
+    """Hand the vectors to the jobs they belong to.
+
+    Args:
+        batch: as it was embedded.
+        embedded: what became of it.
+        started_ms: when the forward pass began, on Redis's clock.
+    """
+    for entry in batch.entries:
+        entry.started_ms = started_ms if entry.started_ms is None else entry.started_ms
+        entry.inference_us += int(embedded.duration_s * 1e6)
+    for group in embedded.groups:
+        for owner, places in _by_owner(batch.owner[group.rows]):
+            entry = batch.entries[owner]
+            good = places[group.finite[places]]
+            bad = places[~group.finite[places]]
+            entry.store(batch.row[group.rows[good]].tolist(), [group.vectors[place] for place in good])
+            if len(bad):
+                entry.fail(batch.row[group.rows[bad]].tolist(), Status.FAILED, _NOT_FINITE)
+
+
+def fail(batch: MicroBatch, message: str) -> None:
+    """Give up all rows of a batch."""
+    for owner, places in _by_owner(batch.owner):
+        batch.entries[owner].fail(batch.row[places].tolist(), Status.FAILED, message)
+
+
+def _groups(batch: MicroBatch) -> Iterator[tuple[VectorOptions, NDArray[np.int64]]]:
+    """Rows with equal options: (options, places in the batch)."""
+    numbers: dict[VectorOptions, int] = {}
+    of_entry = [numbers.setdefault(entry.job.options, len(numbers)) for entry in batch.entries]
+    of_row = np.array(of_entry)[batch.owner]
+    for options, number in numbers.items():
+        yield options, np.flatnonzero(of_row == number)
+
+
+def _by_owner(owner: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Rows of each job: (place of the job, places in `owner`)."""
+    order = np.argsort(owner, kind="stable")
+    owners, starts = np.unique(owner[order], return_index=True)
+    yield from zip(owners.tolist(), np.split(order, starts[1:]), strict=True)
+
+
+def _to_numpy(matrix: Tensor, dtype: VectorType) -> NDArray[Any]:
+    """To numpy, which has no bfloat16 or fp8 of its own: their bytes travel as integers and get their name back."""
+    as_integers = {1: torch.uint8, 2: torch.int16}.get(dtype.numpy.itemsize)
+    if as_integers is None:
+        return matrix.cpu().numpy()
+    return matrix.view(as_integers).cpu().numpy().view(dtype.numpy)

@@ -1,0 +1,177 @@
+"""Intake: from a raw stream entry to rows that can be computed, or to the reason why not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedstream.shared import jobs
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.errors import InvalidInput, MalformedJob
+from embedstream.shared.jobs import Job, LongInputs
+from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
+from embedstream.shared.recipe import Pooling
+from embedstream.shared.results import ResultPart, Status, failed
+from embedstream.shared.tokenization import TextTokenizer, cut, offsets, resolve_truncation
+
+from .entries import Entry, RawEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An entry that will not be computed.
+
+    Args:
+        raw: the stream entry.
+        reason: for people.
+        reply_to: the caller's reply stream, or "" when nobody can be told.
+        answer: what the caller is told, or None when the entry does not say who asked.
+        malformed: whether the entry is not a job at all and is kept as a dead letter.
+    """
+
+    raw: RawEntry
+    reason: str
+    reply_to: str = ""
+    answer: ResultPart | None = None
+    result_ttl_s: int = 0
+    malformed: bool = False
+
+
+class Intake:
+    """Checks jobs against the model this consumer serves.
+
+    Args:
+        card: of the model.
+        tokenizer: made of the card, for jobs that carry text.
+        reply_prefix: how keys of reply streams begin; nothing is written elsewhere.
+    """
+
+    def __init__(self, card: ModelCard, tokenizer: TextTokenizer, reply_prefix: str) -> None:
+        self._model = card.model
+        self._recipe = card.recipe
+        self._fingerprint = card.fingerprint
+        self._tokenizer = tokenizer
+        self._reply_prefix = reply_prefix
+
+    async def accept(self, raw: RawEntry, now_ms: float) -> Entry | Refused:
+        """Look into an entry.
+
+        Args:
+            raw: as read.
+            now_ms: the time on Redis's clock.
+        """
+        header = raw.fields.get(FIELD_HEADER, b"")
+        reply_to = raw.fields.get(FIELD_REPLY, b"").decode(errors="replace")
+        if reply_to and not reply_to.startswith(self._reply_prefix):
+            return Refused(raw, f"the reply stream {reply_to[:80]!r} is outside {self._reply_prefix}", malformed=True)
+        try:
+            job = jobs.decode(header, raw.fields.get(FIELD_BODY, b""))
+        except MalformedJob as error:
+            return self._malformed(raw, header, reply_to, str(error))
+        if now_ms > raw.enqueued_ms + job.ttl_ms:
+            return self._refuse(raw, job, reply_to, Status.EXPIRED, f"The job waited longer than its {job.ttl_ms} ms.")
+        if job.texts is None and job.fingerprint != self._fingerprint:
+            return self._refuse(
+                raw,
+                job,
+                reply_to,
+                Status.STALE_CARD,
+                f"The token ids were made for revision {job.fingerprint.hex()} of `{self._model}`; "
+                f"{self._fingerprint.hex()} is served. Fetch the model card again and tokenise anew.",
+            )
+        reason = self._not_served(job)
+        if reason is not None:
+            return self._refuse(raw, job, reply_to, Status.NOT_SERVED, reason)
+        try:
+            self._recipe.check_dimensions(job.options.dimensions, self._model)
+            return await self._rows(raw, job, reply_to)
+        except InvalidInput as error:
+            return self._refuse(raw, job, reply_to, Status.INVALID_INPUT, str(error))
+
+    def _not_served(self, job: Job) -> str | None:
+        if self._recipe.pooling is Pooling.ALL and not job.options.per_token:
+            return f"The model `{self._model}` is served with pooling `all`: one vector for each token."
+        if job.adapter:
+            return f"The model `{self._model}` has no adapter `{job.adapter}`."
+        if job.prompt_name:
+            return f"The model `{self._model}` has no prompt `{job.prompt_name}`."
+        if job.long_inputs is LongInputs.CHUNK:
+            return "Long inputs cannot be embedded in chunks by this consumer."
+        if job.options.per_token and job.options.dimensions not in (None, self._recipe.dimension):
+            return "Token vectors are served in full size only."
+        return None
+
+    async def _rows(self, raw: RawEntry, job: Job, reply_to: str) -> Entry:
+        recipe = self._recipe
+        cutting = job.long_inputs is LongInputs.TRUNCATE
+        if job.texts is not None:
+            specials = self._tokenizer.n_special if job.add_special_tokens else 0
+            limit = resolve_truncation((job.truncate_to or -1) if cutting else None, recipe, specials)
+            whole = await asyncio.to_thread(
+                self._tokenizer.encode, job.texts, add_special_tokens=job.add_special_tokens
+            )
+            truncated = whole.lengths > (recipe.max_length if limit is None else limit)
+            tokens = whole
+            if limit is not None and truncated.any():
+                tokens = await asyncio.to_thread(
+                    self._tokenizer.encode,
+                    job.texts,
+                    add_special_tokens=job.add_special_tokens,
+                    truncate_to=limit,
+                    side=job.truncation_side,
+                )
+        else:
+            limit = resolve_truncation((job.truncate_to or -1) if cutting else None, recipe, n_special=0)
+            most = recipe.max_length if limit is None else limit
+            ids = np.empty(0, np.uint32) if job.ids is None else job.ids
+            truncated = job.lengths > most
+            tokens = cut(ids, job.lengths, most, job.truncation_side, recipe.truncation_side)
+        entry = Entry(raw, job, reply_to, tokens, truncated if limit is not None else np.zeros_like(truncated))
+        self._fail_rows(entry, truncated if limit is None else np.zeros_like(truncated))
+        return entry
+
+    def _fail_rows(self, entry: Entry, too_long: NDArray[np.bool_]) -> None:
+        """Give up single rows, so that they do not fail their neighbours."""
+        most, lengths, ids = self._recipe.max_length, entry.tokens.lengths, entry.tokens.ids
+        if too_long.any():
+            entry.fail(
+                np.flatnonzero(too_long).tolist(),
+                Status.INPUT_TOO_LONG,
+                f"This model's maximum context length is {most} tokens, and the input is longer.",
+            )
+        starts = offsets(lengths)
+        outside = np.zeros(len(lengths), np.bool_)
+        outside[np.searchsorted(starts, np.flatnonzero(ids >= self._recipe.vocab_size), side="right") - 1] = True
+        for rows, message in (
+            (lengths == 0, "The decoder prompt cannot be empty."),
+            (outside, f"A token id is out of vocabulary; legal are 0 to {self._recipe.vocab_size - 1}."),
+        ):
+            bad = np.flatnonzero(rows & (entry.rows["status"] == Status.OK))
+            if len(bad):
+                entry.fail(bad.tolist(), Status.INVALID_INPUT, message)
+
+    def _refuse(self, raw: RawEntry, job: Job, reply_to: str, status: Status, reason: str) -> Refused:
+        answer = failed(
+            job.request_id, self._fingerprint, job.index, job.count, job.first_input, job.n_inputs, status, reason
+        )
+        return Refused(raw, reason, reply_to, answer, job.result_ttl_s)
+
+    def _malformed(self, raw: RawEntry, header: bytes, reply_to: str, reason: str) -> Refused:
+        sender = jobs.sender_of(header)
+        if sender is None:
+            return Refused(raw, reason, malformed=True)
+        message = f"The job does not follow the wire format: {reason}"
+        answer = failed(
+            sender.request_id,
+            self._fingerprint,
+            sender.job,
+            sender.n_jobs,
+            sender.first_input,
+            sender.n_inputs,
+            Status.INVALID_INPUT,
+            message,
+        )
+        return Refused(raw, reason, reply_to, answer, malformed=True)

@@ -1,0 +1,240 @@
+"""The model on its device: load, check, warm up, forward."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.errors import EmbedstreamError, ModelLoadError
+from embedstream.shared.logs import get_logger
+from embedstream.shared.models import locate
+from embedstream.shared.recipe import Recipe
+from embedstream.shared.recipe_files import read_recipe, transformer_folder
+from embedstream.shared.settings import Settings
+from embedstream.shared.tokenization import TextTokenizer
+
+from .device import choose_device, choose_dtype, thread_count
+from .tokenizer_files import tokenizer_json
+
+log = get_logger()
+
+_WARM_UP_TOKENS = 512  # enough to touch every kernel; longer ones only cost start-up time
+_POOLER = "pooler."  # weights of a head whose output nothing here reads
+
+
+class Model:
+    """A transformer on its device, with its card.
+
+    `forward` and everything else on the device belongs to one thread.
+    """
+
+    def __init__(self, module: torch.nn.Module, card: ModelCard, tokenizer: TextTokenizer, pad_id: int) -> None:
+        self.card = card
+        self.tokenizer = tokenizer
+        self._module = module
+        self._pad_id = pad_id
+        weights = next(module.parameters())
+        self.device = weights.device
+        self.dtype = str(weights.dtype).removeprefix("torch.")
+        """Number format of weights and forward pass, such as `bfloat16`."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How hidden states become vectors."""
+        return self.card.recipe
+
+    @classmethod
+    def load(cls, settings: Settings) -> Model:
+        """Find the model's files, read them, and run it once.
+
+        Args:
+            settings: model, revision, overrides of the recipe, dtype, device and threads.
+
+        Raises:
+            ModelLoadError: with one line that says what is wrong.
+        """
+        started_s = time.perf_counter()
+        files = locate(settings.model, settings.revision)
+        recipe = read_recipe(files, settings)
+        folder = transformer_folder(files.path)
+        device = choose_device(settings.device)
+        dtype, reason = choose_dtype(settings.dtype, device)
+        if device.type == "cpu":
+            torch.set_num_threads(thread_count(settings))
+        with _quiet():
+            module = _load_module(folder, device, dtype)
+            tokenizer_text = tokenizer_json(folder)
+        recipe = _check_vocabulary(module, recipe)
+        tokenizer = TextTokenizer(tokenizer_text, recipe)
+        _check_tokenizer(tokenizer, recipe)
+        card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision)
+        model = cls(module, card, tokenizer, _pad_id(module.config))
+        model._warm_up()
+        log.info(
+            "model.loaded",
+            model=card.model,
+            path=str(files.path),
+            revision=card.revision,
+            device=str(device),
+            dtype=model.dtype,
+            dtype_reason=reason,
+            threads=torch.get_num_threads(),
+            dimension=recipe.dimension,
+            max_length=recipe.max_length,
+            pooling=recipe.pooling.value,
+            pooling_source=recipe.pooling_source,
+            normalize=recipe.normalize,
+            load_s=round(time.perf_counter() - started_s, 3),
+        )
+        return model
+
+    def forward(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+        """Run a batch, padded on the right to its longest sequence.
+
+        Args:
+            ids: (total,) token ids, special tokens included, any integer type.
+            lengths: (n,) tokens of each sequence, at least 1, adding up to `total`.
+
+        Returns:
+            The last hidden states (n, max_len, dim) in the model's dtype, and the mask (n, max_len) int64 with 1 for a
+            token, both on the device. Hidden states of padding have no meaning.
+        """
+        width = int(lengths.max())
+        present = np.arange(width) < lengths[:, None]
+        padded = np.full(present.shape, self._pad_id, np.int64)
+        padded[present] = ids  # row by row, as the ids lie
+        with torch.inference_mode():
+            mask = torch.from_numpy(present.astype(np.int64)).to(self.device)
+            output = self._module(input_ids=torch.from_numpy(padded).to(self.device), attention_mask=mask)
+            hidden: Tensor = output.last_hidden_state
+        return hidden, mask
+
+    def _warm_up(self) -> None:
+        """A short and a long sequence: checks the vectors' size, and no request pays for the first kernels."""
+        row = self.tokenizer.encode(["warm up"]).ids
+        long = min(self.recipe.max_length, _WARM_UP_TOKENS)
+        lengths = np.array([min(len(row), long), long])
+        ids = np.concatenate([row[: lengths[0]], np.resize(row, long)])
+        try:
+            hidden, mask = self.forward(ids, lengths)
+            finite = bool(torch.isfinite(hidden[mask != 0]).all())
+        except Exception as error:  # any model code may run here
+            raise ModelLoadError(f"the first forward pass failed: {_first_line(error)}") from error
+        if hidden.shape[-1] != self.recipe.dimension:
+            raise ModelLoadError(
+                f"the model gives vectors of {hidden.shape[-1]} components, its files say {self.recipe.dimension}"
+            )
+        if not finite:
+            raise ModelLoadError(
+                f"the first forward pass in {self.dtype} gave values that are not numbers: the weights are damaged, or "
+                "need --dtype float32"
+            )
+
+
+def _load_module(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """The bare transformer in evaluation mode.
+
+    Raises:
+        ModelLoadError: files missing or damaged, or an architecture transformers does not know.
+    """
+    _check_weight_files(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if config.is_encoder_decoder:
+            raise ModelLoadError(f"encoder-decoder models such as {config.model_type} are not supported yet")
+        module, report = transformers.AutoModel.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"add_pooling_layer": False} if _takes_pooling_layer(config) else {}),
+        )
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(_POOLER))
+        if missing:
+            raise ModelLoadError(
+                f"the weights in {folder} lack {len(missing)} tensors of {type(module).__name__}, such as {missing[0]}"
+            )
+        module.config.use_cache = False  # a decoder would keep keys and values that nothing reads
+        return module.eval().to(device)
+    except EmbedstreamError:
+        raise
+    except Exception as error:  # transformers, safetensors and torch each raise their own kinds
+        raise ModelLoadError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+
+
+def _check_weight_files(folder: Path) -> None:
+    """Say in plain words what transformers would say in ten lines."""
+    if any(folder.glob("model*.safetensors")) or any(folder.glob("model*.safetensors.index.json")):
+        return
+    pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+    if pickled is not None:
+        raise ModelLoadError(
+            f"{folder} has its weights as {pickled}, a pickle, which is never loaded; it needs model.safetensors"
+        )
+    raise ModelLoadError(f"{folder} has no weights: model.safetensors is missing")
+
+
+def _takes_pooling_layer(config: Any) -> bool:
+    """Whether the class has a switch for its pooler; without it transformers makes up weights for a missing one."""
+    chosen = MODEL_MAPPING.get(type(config), None)
+    classes = chosen if isinstance(chosen, (tuple, list)) else (chosen,)
+    return all(kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters for kind in classes)
+
+
+def _check_vocabulary(module: Any, recipe: Recipe) -> Recipe:
+    """The recipe with the rows there really are in the embedding matrix: a higher id would end in an index error."""
+    rows = int(module.get_input_embeddings().weight.shape[0])
+    return replace(recipe, vocab_size=rows)
+
+
+def _check_tokenizer(tokenizer: TextTokenizer, recipe: Recipe) -> None:
+    if tokenizer.vocab_size > recipe.vocab_size:
+        raise ModelLoadError(
+            f"the tokenizer gives ids up to {tokenizer.vocab_size - 1}, the model has embeddings for 0 to "
+            f"{recipe.vocab_size - 1}: it is not this model's tokenizer"
+        )
+    if recipe.max_length <= tokenizer.n_special:
+        raise ModelLoadError(
+            f"--max-model-len {recipe.max_length} leaves no room beside the {tokenizer.n_special} special tokens"
+        )
+
+
+def _pad_id(config: Any) -> int:
+    pad_id = getattr(config, "pad_token_id", None)
+    return pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no advice on training or on tensors that are left out on purpose."""
+    logging: Any = transformers.logging  # not annotated
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return line or type(error).__name__

@@ -1,0 +1,193 @@
+"""The publisher: reply, acknowledge, delete, in one transaction.
+
+All parts of an answer but the last are plain additions, which callers recognise when they come twice. The transaction
+then holds the last part, the acknowledgement and the deletion: a job is either on its lane or answered, never neither.
+It is repeated until Redis confirms it; a repetition changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.exceptions import RedisError
+
+from embedstream.shared.connections import after_failure, backoff_s
+from embedstream.shared.keys import FIELD_PARTS, GROUP, Keys
+from embedstream.shared.lanes import LANES
+from embedstream.shared.logs import get_logger
+from embedstream.shared.results import MAX_PART_BYTES, ResultPart, frame, split
+
+from .entries import Entry, RawEntry
+from .intake import Refused
+
+MAX_TRANSACTION_JOBS = 256
+DEAD_LETTER_LIMIT = 100_000
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A job that leaves its lane, with what its caller is told.
+
+    Args:
+        raw: the stream entry.
+        reply_to: the caller's reply stream, or "".
+        parts: encoded parts, in order.
+        numbers: `<job>:<part>` of each part.
+        request_id: of the job.
+        result_ttl_s: seconds to keep the parts under the result key; 0 for not at all.
+        dead_letter: why the entry is kept as a dead letter, or "".
+    """
+
+    raw: RawEntry
+    reply_to: str
+    parts: tuple[bytes, ...]
+    numbers: tuple[str, ...]
+    request_id: bytes
+    result_ttl_s: int = 0
+    dead_letter: str = ""
+
+
+def answer_of(entry: Entry, fingerprint: bytes) -> Answer:
+    """The answer to a finished entry."""
+    return _answer(entry.raw, entry.reply_to, entry.result(fingerprint), entry.job.result_ttl_s)
+
+
+def answer_to_refused(refused: Refused) -> Answer:
+    """The answer to an entry that was not computed."""
+    reason = refused.reason if refused.malformed else ""
+    return _answer(refused.raw, refused.reply_to, refused.answer, refused.result_ttl_s, reason)
+
+
+def _answer(raw: RawEntry, reply_to: str, whole: ResultPart | None, result_ttl_s: int, dead_letter: str = "") -> Answer:
+    parts = split(whole) if whole is not None else []
+    return Answer(
+        raw,
+        reply_to if parts else "",
+        tuple(part.encode() for part in parts),
+        tuple(f"{part.job}:{part.part}" for part in parts),
+        whole.request_id if whole is not None else b"",
+        result_ttl_s,
+        dead_letter,
+    )
+
+
+class Publisher:
+    """Sends answers, coalescing all that are ready into few transactions.
+
+    Args:
+        redis: client for short commands.
+        keys: of the model.
+        most_waiting: answers that may wait here before `put` makes the worker wait.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, most_waiting: int = 1024) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._queue: asyncio.Queue[Answer] = asyncio.Queue(most_waiting)
+
+    async def put(self, answer: Answer) -> None:
+        """Hand over an answer; waits while too many are undelivered."""
+        await self._queue.put(answer)
+
+    async def flush(self) -> None:
+        """Wait until everything handed over is confirmed by Redis."""
+        await self._queue.join()
+
+    async def run(self) -> None:
+        """Publish for ever."""
+        while True:
+            answers = [await self._queue.get()]
+            size = _size(answers[0])
+            while len(answers) < MAX_TRANSACTION_JOBS and size < MAX_PART_BYTES and not self._queue.empty():
+                answers.append(self._queue.get_nowait())
+                size += _size(answers[-1])
+            await self._until_confirmed(answers)
+            for _ in answers:
+                self._queue.task_done()
+
+    async def _until_confirmed(self, answers: list[Answer]) -> None:
+        for pause_s in backoff_s():
+            try:
+                await self._publish(answers)
+            except (RedisError, OSError) as error:
+                # The answers are held until Redis takes them; their leases stay ours meanwhile.
+                log.warning("publisher.failed", error=repr(error), jobs=len(answers))
+                await after_failure(self._redis, error)
+                await asyncio.sleep(pause_s)
+            else:
+                return
+
+    async def _publish(self, answers: list[Answer]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for answer in answers:
+                for number, part in list(zip(answer.numbers, answer.parts, strict=True))[:-1]:
+                    self._store(pipe, answer, number, part)
+                    if answer.reply_to:
+                        pipe.xadd(answer.reply_to, {FIELD_PARTS: frame([part])}, nomkstream=True)
+            if len(pipe):
+                await pipe.execute()
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for reply_to, parts in _last_parts(answers):
+                for piece in _within_limit(parts):
+                    pipe.xadd(reply_to, {FIELD_PARTS: frame(piece)}, nomkstream=True)
+            for answer in answers:
+                if answer.parts:
+                    self._store(pipe, answer, answer.numbers[-1], answer.parts[-1])
+                if answer.dead_letter:
+                    self._keep(pipe, answer)
+            for lane in LANES:
+                ids = [answer.raw.entry_id for answer in answers if answer.raw.lane is lane]
+                if ids:
+                    pipe.xack(self._keys.lane(lane), GROUP, *ids)
+                    pipe.xdel(self._keys.lane(lane), *ids)
+            await pipe.execute()
+
+    def _store(self, pipe: Pipeline, answer: Answer, number: str, part: bytes) -> None:
+        if answer.result_ttl_s:
+            key = self._keys.result(answer.request_id)
+            pipe.hset(key, number, part)
+            pipe.expire(key, answer.result_ttl_s)
+
+    def _keep(self, pipe: Pipeline, answer: Answer) -> None:
+        log.warning("publisher.dead_letter", entry=answer.raw.entry_id.decode(), reason=answer.dead_letter)
+        fields: dict[Any, Any] = {
+            **answer.raw.fields,
+            "why": answer.dead_letter,
+            "src": answer.raw.entry_id,
+            "lane": answer.raw.lane.value,
+        }
+        pipe.xadd(self._keys.dead_letters, fields, maxlen=DEAD_LETTER_LIMIT)
+
+
+def _size(answer: Answer) -> int:
+    return sum(map(len, answer.parts))
+
+
+def _last_parts(answers: Iterable[Answer]) -> Iterator[tuple[str, list[bytes]]]:
+    """For each reply stream the last parts of its answers: one caller's results travel in one entry."""
+    streams: dict[str, list[bytes]] = {}
+    for answer in answers:
+        if answer.reply_to:
+            streams.setdefault(answer.reply_to, []).append(answer.parts[-1])
+    yield from streams.items()
+
+
+def _within_limit(parts: list[bytes]) -> Iterator[list[bytes]]:
+    """Groups of parts of about 1 MiB at most."""
+    group: list[bytes] = []
+    size = 0
+    for part in parts:
+        if group and size + len(part) > MAX_PART_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(part)
+        size += len(part)
+    if group:
+        yield group

@@ -1,0 +1,109 @@
+"""Greedy reads from the lanes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from embedstream.shared.connections import (
+    BLOCK_MS,
+    after_failure,
+    backoff_s,
+    create_group,
+    is_missing_group,
+)
+from embedstream.shared.jobs import MAX_BODY_BYTES
+from embedstream.shared.keys import GROUP, Keys
+from embedstream.shared.lanes import LANES, Lane
+from embedstream.shared.logs import get_logger
+
+from .entries import RawEntry
+
+MAX_READ_BYTES = 8 * 1024 * 1024
+"""What one read should bring at most: a larger reply on a busy loop runs into the read's timeout."""
+MIN_COUNT = MAX_READ_BYTES // MAX_BODY_BYTES // len(LANES)
+MAX_COUNT = 512
+
+log = get_logger()
+
+
+class LaneReader:
+    """Reads entries for one consumer; from here each is under its lease.
+
+    Args:
+        redis: client of one connection, used by nobody else.
+        keys: of the model.
+        consumer: name in the group.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, consumer: str) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._consumer = consumer
+        self._lane_of = {keys.lane(lane).encode(): lane for lane in LANES}
+        self._largest = float(MAX_BODY_BYTES)
+        self._pauses = backoff_s()
+
+    async def prepare(self) -> None:
+        """Create both lanes and their groups where they are missing."""
+        for lane in LANES:
+            await create_group(self._redis, self._keys.lane(lane), GROUP)
+
+    @property
+    def most(self) -> int:
+        """Entries of one lane that one read may bring, from the size of those read lately."""
+        return int(min(MAX_COUNT, max(MIN_COUNT, MAX_READ_BYTES / len(LANES) / self._largest)))
+
+    async def wait(self) -> list[RawEntry]:
+        """Entries of both lanes as soon as there are any; after a second without, an empty list."""
+        return await self._read(dict.fromkeys(LANES, MIN_COUNT), BLOCK_MS)
+
+    async def take(self, counts: dict[Lane, int]) -> list[RawEntry]:
+        """Up to so many entries of each lane, without waiting."""
+        wanted = {lane: min(count, self.most) for lane, count in counts.items() if count > 0}
+        return await self._read(wanted, None) if wanted else []
+
+    async def _read(self, counts: dict[Lane, int], block_ms: int | None) -> list[RawEntry]:
+        """One trip. A failure is logged, followed by a pause, and reads as nothing: the loop must never end on it."""
+        try:
+            if block_ms is None:
+                async with self._redis.pipeline(transaction=False) as pipe:
+                    for lane, count in counts.items():
+                        pipe.xreadgroup(GROUP, self._consumer, {self._keys.lane(lane): ">"}, count)
+                    replies: list[Any] = await pipe.execute()
+            else:
+                streams: dict[Any, Any] = {self._keys.lane(lane): ">" for lane in counts}
+                count = min(counts.values())  # COUNT is for each stream
+                replies = [await self._redis.xreadgroup(GROUP, self._consumer, streams, count, block_ms)]
+        except (RedisError, OSError) as error:
+            await self._recover(error)
+            return []
+        self._pauses = backoff_s()
+        entries = [
+            RawEntry(self._lane_of[stream], entry_id, fields)
+            for reply in replies
+            for stream, items in reply or ()
+            for entry_id, fields in items
+            if fields is not None
+        ]
+        self._observe(entries)
+        return entries
+
+    async def _recover(self, error: Exception) -> None:
+        log.warning("reader.failed", error=repr(error))
+        await after_failure(self._redis, error)
+        await asyncio.sleep(next(self._pauses))
+        if is_missing_group(error):
+            try:
+                await self.prepare()
+            except (RedisError, OSError) as second:
+                log.warning("reader.no_group", error=repr(second))
+
+    def _observe(self, entries: list[RawEntry]) -> None:
+        # Falls slowly and rises at once, so that one large entry makes the next reads careful.
+        self._largest = max(self._largest * 0.9, 256.0)
+        for entry in entries:
+            self._largest = max(self._largest, sum(map(len, entry.fields.values())))

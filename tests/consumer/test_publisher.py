@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
+
+from embedstream.consumer.entries import Entry, RawEntry
+from embedstream.consumer.intake import Refused
+from embedstream.consumer.publisher import Answer, Publisher, answer_of, answer_to_refused
+from embedstream.shared import results
+from embedstream.shared.connections import connect, create_group, is_transient
+from embedstream.shared.jobs import Job
+from embedstream.shared.keys import GROUP, Keys
+from embedstream.shared.lanes import LANES, Lane
+from embedstream.shared.results import ResultPart, Status, failed
+from embedstream.shared.tokenization import Tokens
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def redis(redis_url: str, keys: Keys) -> AsyncIterator[Redis]:
+    client = connect(redis_url)
+    for lane in LANES:
+        await create_group(client, keys.lane(lane), GROUP)
+    await client.xadd(keys.reply("me"), {"p": ""})
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def publisher(redis: Redis, keys: Keys) -> AsyncIterator[Publisher]:
+    publisher = Publisher(redis, keys)
+    task = asyncio.create_task(publisher.run())
+    yield publisher
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def finished(redis: Redis, keys: Keys, dim: int = 4, rows: int = 2, **changes: Any) -> Entry:
+    """An entry that is on its lane, pending, and has its vectors."""
+    lane = Lane.INTERACTIVE
+    lengths = np.full(rows, 2, np.uint32)
+    ids = np.arange(2 * rows, dtype=np.uint32)
+    job = Job(b"r" * 16, 0, 1, 0, 60_000, lengths, ids=ids, **changes)
+    await redis.xadd(keys.lane(lane), dict(zip(("h", "b"), job.encode(), strict=True)))
+    reply: Any = await redis.xreadgroup(GROUP, "c", {keys.lane(lane): ">"}, 1)
+    entry_id, fields = reply[0][1][0]
+    entry = Entry(RawEntry(lane, entry_id, fields), job, keys.reply("me"), Tokens(ids, lengths), np.zeros(rows, bool))
+    vectors = np.arange(rows * dim, dtype="<f4").reshape(rows, 1, dim)
+    entry.store(range(rows), vectors)
+    return entry
+
+
+async def replies(redis: Redis, keys: Keys) -> list[ResultPart]:
+    entries: Any = await redis.xrange(keys.reply("me"))
+    return [part for _, fields in entries for part in results.unframe(fields[b"p"])]
+
+
+async def left(redis: Redis, keys: Keys) -> tuple[int, int]:
+    lane = keys.lane(Lane.INTERACTIVE)
+    pending: Any = await redis.xpending(lane, GROUP)
+    return await redis.xlen(lane), pending["pending"]
+
+
+async def test_a_reply_and_the_removal_are_one(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    entry = await finished(redis, keys)
+    await publisher.put(answer_of(entry, b"f" * 16))
+    await publisher.flush()
+    (part,) = await replies(redis, keys)
+    np.testing.assert_array_equal(part.vectors, np.arange(8).reshape(2, 4))
+    assert await left(redis, keys) == (0, 0)
+
+
+async def test_many_answers_of_one_caller_travel_in_one_entry(redis: Redis, keys: Keys) -> None:
+    publisher = Publisher(redis, keys)
+    for _ in range(20):
+        await publisher.put(answer_of(await finished(redis, keys), b"f" * 16))
+    task = asyncio.create_task(publisher.run())
+    await publisher.flush()
+    task.cancel()
+    assert await redis.xlen(keys.reply("me")) == 2  # the marker, and one entry
+    assert len(await replies(redis, keys)) == 20
+    assert await left(redis, keys) == (0, 0)
+
+
+async def test_large_answers_come_in_parts(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    entry = await finished(redis, keys, dim=40_000, rows=16)
+    await publisher.put(answer_of(entry, b"f" * 16))
+    await publisher.flush()
+    parts = await replies(redis, keys)
+    assert len(parts) == 3
+    np.testing.assert_array_equal(
+        np.concatenate([part.vectors for part in parts]), np.arange(16 * 40_000).reshape(16, 40_000)
+    )
+    entries: Any = await redis.xrange(keys.reply("me"))
+    assert max(len(fields[b"p"]) for _, fields in entries) <= results.MAX_PART_BYTES + 4
+    assert await left(redis, keys) == (0, 0)
+
+
+async def test_results_are_kept_under_a_key_when_asked(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    entry = await finished(redis, keys, result_ttl_s=100)
+    await publisher.put(answer_of(entry, b"f" * 16))
+    await publisher.flush()
+    stored: Any = await redis.hgetall(keys.result(b"r" * 16))
+    np.testing.assert_array_equal(results.decode(stored[b"0:0"]).vectors, np.arange(8).reshape(2, 4))
+    assert 0 < await redis.ttl(keys.result(b"r" * 16)) <= 100
+
+
+async def test_a_caller_that_is_gone_gets_no_new_stream(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    entry = await finished(redis, keys)
+    await redis.delete(keys.reply("me"))
+    await publisher.put(answer_of(entry, b"f" * 16))
+    await publisher.flush()
+    assert not await redis.exists(keys.reply("me"))
+    assert await left(redis, keys) == (0, 0)
+
+
+async def test_a_malformed_entry_is_kept_as_a_dead_letter(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    raw = (await finished(redis, keys)).raw
+    answer = failed(b"r" * 16, b"f" * 16, 0, 1, 0, 1, Status.INVALID_INPUT, "bad")
+    await publisher.put(answer_to_refused(Refused(raw, "bad bytes", keys.reply("me"), answer, malformed=True)))
+    await publisher.flush()
+    letters: Any = await redis.xrange(keys.dead_letters)
+    fields = letters[0][1]
+    assert fields[b"why"] == b"bad bytes"
+    assert fields[b"src"] == raw.entry_id
+    assert fields[b"h"] == raw.fields[b"h"]
+    assert (await replies(redis, keys))[0].message(0) == "bad"
+    assert await left(redis, keys) == (0, 0)
+
+
+async def test_an_answer_is_held_until_redis_takes_it(
+    redis: Redis, keys: Keys, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([RedisConnectionError("away"), OSError("away")])
+    publish = publisher._publish
+
+    async def flaky(answers: list[Answer]) -> None:
+        for error in failures:
+            raise error
+        await publish(answers)
+
+    monkeypatch.setattr(publisher, "_publish", flaky)
+    await publisher.put(answer_of(await finished(redis, keys), b"f" * 16))
+    await publisher.flush()
+    assert next(failures, None) is None
+    assert len(await replies(redis, keys)) == 1
+
+
+async def test_nothing_is_removed_when_the_reply_is_refused(redis: Redis, keys: Keys) -> None:
+    """At OOM a plain pipeline would refuse the reply and delete the job: this is why it is a transaction."""
+    publisher = Publisher(redis, keys)
+    entry = await finished(redis, keys)
+    answer = answer_of(entry, b"f" * 16)
+    limit: Any = await redis.config_get("maxmemory")
+    await redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(OutOfMemoryError) as caught:
+            await publisher._publish([answer])
+    finally:
+        await redis.config_set("maxmemory", limit["maxmemory"])
+    assert is_transient(caught.value)  # so the publisher holds the answer and tries again
+    assert await left(redis, keys) == (1, 1)
+    await publisher._publish([answer])
+    assert await left(redis, keys) == (0, 0)
+    assert len(await replies(redis, keys)) == 1

@@ -1,0 +1,142 @@
+"""The fleet as a caller sees it: which consumers are alive, which model they serve, and its card."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from embedstream.shared.cards import Announcement, CardCache, ModelCard, ModelEntry
+from embedstream.shared.connections import after_failure, pause
+from embedstream.shared.errors import MalformedMessage, Unavailable
+from embedstream.shared.keys import Keys, models
+from embedstream.shared.logs import get_logger
+from embedstream.shared.tokenization import TextTokenizer
+
+POLL_S = 0.5
+_STALE_S = 2.0
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that consumers have announced: its keys, its newest card and the tokenizer made of it."""
+
+    keys: Keys
+    names: tuple[str, ...]
+    card: ModelCard
+    tokenizer: TextTokenizer
+
+
+class Fleet:
+    """Follows the fleet by polling; questions are answered from memory, so a probe never waits for Redis.
+
+    Args:
+        redis: client for short commands.
+        prefix: beginning of all keys.
+        model: a served name; None for the only model there is.
+        cache: where cards are kept on disk.
+    """
+
+    def __init__(self, redis: Redis, prefix: str, model: str | None, cache: CardCache) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._model = model
+        self._cache = cache
+        self._checked_s = float("-inf")
+        self._trouble: str | None = "Redis has not been asked yet."
+        self._refreshing = asyncio.Lock()
+        self.redis_ok = False
+        self.served: ServedModel | None = None
+        self.consumers: tuple[Announcement, ...] = ()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why a request would not be answered now, or None."""
+        return self._trouble
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Poll until `stopping` is set."""
+        while not stopping.is_set():
+            await self.refresh()
+            await pause(POLL_S, stopping)
+
+    async def refresh(self) -> None:
+        """Ask Redis now; a failure is remembered as the trouble."""
+        async with self._refreshing:
+            try:
+                await self._refresh()
+                self.redis_ok = True
+            except (RedisError, OSError) as error:
+                self.redis_ok = False
+                self._trouble = "Redis cannot be reached."
+                log.warning("fleet.redis_away", error=repr(error))
+                await after_failure(self._redis, error)
+            except MalformedMessage as error:
+                self._trouble = f"What consumers announce cannot be read: {error}"
+                log.error("fleet.malformed", error=str(error))
+            self._checked_s = asyncio.get_running_loop().time()
+
+    async def live(self) -> ServedModel:
+        """The model, when somebody serves it now.
+
+        Raises:
+            Unavailable: no consumer, no such model, or no Redis.
+        """
+        if self._trouble is not None or asyncio.get_running_loop().time() - self._checked_s > _STALE_S:
+            await self.refresh()
+        if self._trouble is not None or self.served is None:
+            raise Unavailable(self._trouble or "No consumer is alive.", retry_after_s=2.0)
+        return self.served
+
+    async def _refresh(self) -> None:
+        table: Any = await self._redis.hgetall(models(self._prefix))
+        entries = {name.decode(): ModelEntry.decode(value) for name, value in table.items()}
+        entry = self._choose(entries)
+        if entry is None:
+            self.consumers = ()
+            self._trouble = self._why_none(entries)
+            return
+        keys = Keys(self._prefix, entry.model)
+        names = (entry.model, *(name for name, other in entries.items() if other.model == entry.model != name))
+        if self.served is None or self.served.card.fingerprint.hex() != entry.fingerprint or self.served.keys != keys:
+            card = await self._fetch(keys, entry)
+            if card is None:
+                self._trouble = f"The card of `{entry.model}` is not in Redis yet."
+                return
+            tokenizer = await asyncio.to_thread(TextTokenizer, card.tokenizer, card.recipe)
+            self.served = ServedModel(keys, names, card, tokenizer)
+            log.info("fleet.model", model=entry.model, fingerprint=entry.fingerprint)
+        members: Any = await self._redis.zrange(keys.live, 0, -1)
+        beats: Any = await self._redis.mget([keys.heartbeat(name.decode()) for name in members]) if members else ()
+        self.consumers = tuple(Announcement.decode(beat) for beat in beats if beat is not None)
+        self._trouble = None if self.consumers else f"No consumer of `{entry.model}` is alive."
+
+    def _choose(self, entries: dict[str, ModelEntry]) -> ModelEntry | None:
+        if self._model is not None:
+            return entries.get(self._model)
+        distinct = {entry.model: entry for entry in entries.values()}
+        return next(iter(distinct.values())) if len(distinct) == 1 else None
+
+    def _why_none(self, entries: dict[str, ModelEntry]) -> str:
+        announced = ", ".join(f"`{name}`" for name in sorted(entries)) or "none"
+        if self._model is None and entries:
+            return f"Several models are served; name one of them: {announced}."
+        wanted = f"the model `{self._model}`" if self._model else "a model"
+        return f"No consumer has announced {wanted} yet (announced: {announced})."
+
+    async def _fetch(self, keys: Keys, entry: ModelEntry) -> ModelCard | None:
+        fingerprint = bytes.fromhex(entry.fingerprint)
+        cached = await asyncio.to_thread(self._cache.load, fingerprint)
+        if cached is not None and cached.model == entry.model:
+            return cached
+        pieces: list[Any] = [await self._redis.get(keys.card(fingerprint, piece)) for piece in range(entry.pieces)]
+        if any(piece is None for piece in pieces):
+            return None
+        card = await asyncio.to_thread(ModelCard.decode, pieces, fingerprint)
+        await asyncio.to_thread(self._cache.save, card)
+        return card

@@ -1,0 +1,136 @@
+"""A request under way: which jobs are out, which parts have come, and who waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from embedstream.shared.errors import (
+    EmbedstreamError,
+    InputTooLong,
+    InvalidInput,
+    JobFailed,
+    NotServed,
+    ResultTimeout,
+    StaleCard,
+)
+from embedstream.shared.jobs import Job
+from embedstream.shared.results import ResultPart, Status
+
+_ERRORS: dict[Status, type[EmbedstreamError]] = {
+    Status.INVALID_INPUT: InvalidInput,
+    Status.INPUT_TOO_LONG: InputTooLong,
+    Status.STALE_CARD: StaleCard,
+    Status.EXPIRED: ResultTimeout,
+    Status.FAILED: JobFailed,
+    Status.NOT_SERVED: NotServed,
+}
+
+
+@dataclass(slots=True)
+class SentJob:
+    """One job of a pending request.
+
+    Args:
+        job: as it was sent last.
+        entry_id: its place on the lane; None while nobody knows whether it got there.
+        queued: whether it still waits for its call, or for the outcome of one.
+        parts: numbers of the parts that have come.
+        done: whether all parts have come.
+    """
+
+    job: Job
+    entry_id: bytes | None = None
+    queued: bool = False
+    parts: set[int] | None = None
+    done: bool = False
+
+
+class PendingRequest:
+    """Collects the parts of one request and hands them on in the order they come.
+
+    All methods run on the event loop. A part that comes twice is ignored.
+    """
+
+    def __init__(self, request_id: bytes, jobs: list[Job], started_s: float, deadline_s: float) -> None:
+        self.request_id = request_id
+        self.jobs = [SentJob(job) for job in jobs]
+        self.started_s = started_s
+        self.deadline_s = deadline_s
+        self.next_check_s = 0.0
+        self.accepted = False
+        self._left = len(jobs)
+        self._parts: deque[ResultPart] = deque()
+        self._error: EmbedstreamError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to come."""
+        return self._left == 0 or self._error is not None
+
+    def outstanding(self) -> list[SentJob]:
+        """Jobs whose answer is not complete."""
+        return [sent for sent in self.jobs if not sent.done]
+
+    def add(self, part: ResultPart) -> None:
+        """Take in a part, unless it came before or belongs to no job of this request."""
+        if self.done or part.job >= len(self.jobs) or part.n_jobs != len(self.jobs):
+            return
+        sent = self.jobs[part.job]
+        if sent.done:
+            return
+        sent.parts = sent.parts or set()
+        if part.part in sent.parts:
+            return
+        sent.parts.add(part.part)
+        if len(sent.parts) == part.n_parts:
+            sent.done = True
+            sent.parts = None
+            self._left -= 1
+        self._parts.append(part)
+        self._news.set()
+
+    def fail(self, error: EmbedstreamError) -> None:
+        """End the request; its parts that have come are still handed out first."""
+        if not self.done:
+            self._error = error
+            self._news.set()
+
+    async def parts(self) -> AsyncIterator[ResultPart]:
+        """The parts as they come, until the last.
+
+        Raises:
+            ResultTimeout: the deadline passed first.
+            EmbedstreamError: the request failed.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._parts:
+                yield self._parts.popleft()
+            if self._error is not None:
+                raise self._error
+            if self._left == 0:
+                return
+            self._news.clear()
+            try:
+                async with asyncio.timeout_at(self.deadline_s):
+                    await self._news.wait()
+            except TimeoutError:
+                waited = loop.time() - self.started_s
+                missing = f"{self._left} of {len(self.jobs)} jobs have no result"
+                raise ResultTimeout(f"No complete result within {waited:.1f} s: {missing}.") from None
+
+
+def raise_for_rows(part: ResultPart) -> None:
+    """Raise what the first failed row of a part says.
+
+    Raises:
+        EmbedstreamError: of the class that its status stands for.
+    """
+    failed = part.rows["status"].nonzero()[0]
+    if len(failed):
+        row = int(failed[0])
+        raise _ERRORS[Status(int(part.rows["status"][row]))](part.message(row) or "The consumer gave no reason.")

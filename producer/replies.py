@@ -1,0 +1,114 @@
+"""The reply reader: one blocking read for all requests of this process.
+
+Consumers write result parts to this process's own stream. Reading resumes after the last entry seen, so a dropped
+connection loses nothing; what was read is trimmed with the next read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from embedstream.shared import results
+from embedstream.shared.connections import BLOCK_MS, Script, after_failure, backoff_s, pause
+from embedstream.shared.errors import MalformedResult
+from embedstream.shared.keys import FIELD_PARTS
+from embedstream.shared.logs import get_logger
+
+from .pending import PendingRequest
+
+READ_COUNT = 8
+"""Entries of one read: at most 1 MiB each, so at most 8 MiB, which arrives well within the read's timeout."""
+
+log = get_logger()
+_SCRIPT = Script("embedstream.producer", "reply_stream.lua")
+
+
+class Replies:
+    """Reads the reply stream and hands each part to its request.
+
+    Args:
+        redis: client for short commands.
+        reader: client of one connection for the blocking reads.
+        stream: key of the reply stream.
+        ttl_s: seconds the stream outlives its reader.
+        lost_contact: set when a read failed, for the reconciler.
+    """
+
+    def __init__(self, redis: Redis, reader: Redis, stream: str, ttl_s: int, lost_contact: asyncio.Event) -> None:
+        self._redis = redis
+        self._reader = reader
+        self._stream = stream
+        self._ttl_ms = ttl_s * 1000
+        self._last = b"0"
+        self._lost_contact = lost_contact
+        self.requests: dict[bytes, PendingRequest] = {}
+
+    async def keep_alive(self) -> None:
+        """Renew the stream's expiry; create it when it is gone, which loses what consumers wrote meanwhile."""
+        created, marker = await _SCRIPT.run(self._redis, [self._stream], [self._ttl_ms])
+        if created:
+            self._last = marker
+
+    async def wake(self) -> None:
+        """End the blocking read that is under way, by an entry without parts."""
+        with suppress(RedisError, OSError):  # then the read fails too, or ends within its second
+            await self._redis.xadd(self._stream, {FIELD_PARTS: b""}, nomkstream=True)
+
+    async def drop(self) -> None:
+        """Remove the stream: nobody reads it any more."""
+        with suppress(RedisError, OSError):  # then it expires by itself
+            await self._redis.delete(self._stream)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Read until `stopping` is set."""
+        pauses = backoff_s()
+        while not stopping.is_set():
+            try:
+                await self._read(BLOCK_MS)
+                pauses = backoff_s()
+            except (RedisError, OSError) as error:
+                log.warning("replies.read_failed", error=repr(error))
+                self._lost_contact.set()
+                await after_failure(self._reader, error)
+                await pause(next(pauses), stopping)
+
+    async def _read(self, block_ms: int) -> None:
+        async with self._reader.pipeline(transaction=False) as pipe:
+            pipe.xtrim(self._stream, minid=_following(self._last), approximate=False)
+            pipe.xread({self._stream: self._last}, READ_COUNT, block_ms)
+            _, reply = await pipe.execute()
+        self._take(reply)
+
+    async def drain(self) -> None:
+        """Take in everything that is on the stream now, beside the blocking read; parts seen twice do no harm."""
+        while self._take(await self._redis.xread({self._stream: self._last}, READ_COUNT)):
+            pass
+
+    def _take(self, reply: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]] | Any) -> int:
+        count = 0
+        for _, entries in reply or ():
+            for entry_id, fields in entries:
+                self._dispatch(fields.get(FIELD_PARTS, b""))
+                self._last = entry_id
+                count += 1
+        return count
+
+    def _dispatch(self, data: bytes) -> None:
+        try:
+            for part in results.unframe(data):
+                request = self.requests.get(part.request_id)
+                if request is not None:  # else: a duplicate, or its caller has gone
+                    request.add(part)
+        except MalformedResult as error:
+            log.error("replies.malformed", error=str(error), bytes=len(data))
+
+
+def _following(entry_id: bytes) -> str:
+    """The smallest stream id after this one."""
+    milliseconds, _, sequence = entry_id.decode().partition("-")
+    return f"{milliseconds}-{int(sequence or 0) + 1}"

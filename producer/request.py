@@ -1,0 +1,136 @@
+"""A request before it is sent: inputs checked and tokenised, then cut into jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_INPUTS, MAX_TOKENS, Job
+from embedstream.shared.lanes import Lane
+from embedstream.shared.options import VectorOptions
+from embedstream.shared.results import Timing
+from embedstream.shared.tokenization import Tokens
+
+Inputs = Sequence[str] | Sequence[Sequence[int] | NDArray[np.integer]]
+"""Texts, or one sequence of token ids for each input."""
+
+_MAX_U16 = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a request is to be treated.
+
+    Args:
+        vectors: size, normalisation and number format of the result.
+        truncate_prompt_tokens: cut inputs to this many tokens; -1 for the model's limit, None to refuse long ones.
+        add_special_tokens: for texts: whether the tokenizer adds [CLS] and its like.
+        lane: interactive, or bulk for work that can wait.
+        timeout_s: seconds until the result is no longer wanted; None for the settings' default.
+    """
+
+    vectors: VectorOptions = field(default_factory=VectorOptions)
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool = True
+    lane: Lane = Lane.INTERACTIVE
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that passed every check and is ready to be sent.
+
+    Args:
+        card: the revision of the model it was tokenised for.
+        inputs: what the caller gave, kept to tokenise again should the model change meanwhile.
+        tokens: all inputs as columns, in their order.
+        options: how to treat it.
+    """
+
+    card: ModelCard
+    inputs: Inputs
+    tokens: Tokens
+    options: Options
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return len(self.tokens.lengths)
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, after truncation, special tokens included."""
+        return len(self.tokens.ids)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the caller gave texts."""
+        return bool(len(self.inputs)) and isinstance(self.inputs[0], str)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSlice:
+    """A finished piece of a request: the vectors of the inputs from `first` on."""
+
+    first: int
+    vectors: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A whole result.
+
+    Args:
+        vectors: (inputs, dim) in the number format asked for; for `per_token` options (tokens, dim), the inputs'
+            matrices one below the other.
+        tokens: (inputs,) tokens each input was made of.
+        truncated: how many inputs lost tokens.
+        timing: the longest wait and forward pass among its jobs, and the sum of computed tokens.
+    """
+
+    vectors: NDArray[Any]
+    tokens: NDArray[np.uint32]
+    truncated: int
+    timing: Timing
+
+
+def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int) -> list[Job]:
+    """Slices of at most 64 inputs, 16 k tokens and 256 KiB; a longer input is a job alone."""
+    lengths = prepared.tokens.lengths
+    width = np.uint16 if prepared.card.recipe.vocab_size <= _MAX_U16 else np.uint32
+    ids: NDArray[Any] = prepared.tokens.ids.astype(width, copy=False)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    slices = list(_slices(ends, ids.itemsize))
+    fingerprint = prepared.card.fingerprint
+    return [
+        Job(
+            request_id=request_id,
+            index=index,
+            count=len(slices),
+            first_input=first,
+            ttl_ms=ttl_ms,
+            lengths=lengths[first:end],
+            ids=ids[int(ends[first]) - int(lengths[first]) : int(ends[end - 1])],
+            fingerprint=fingerprint,
+            lane=prepared.options.lane,
+            options=prepared.options.vectors,
+        )
+        for index, (first, end) in enumerate(slices)
+    ]
+
+
+def _slices(ends: NDArray[np.int64], id_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of inputs that fit one job each, from the running total of their tokens."""
+    most_tokens = min(MAX_TOKENS, (MAX_BODY_BYTES - 4 * MAX_INPUTS) // id_bytes)
+    first = 0
+    while first < len(ends):
+        before = int(ends[first - 1]) if first else 0
+        fitting = int(np.searchsorted(ends, before + most_tokens, side="right"))
+        end = max(first + 1, min(fitting, first + MAX_INPUTS))
+        yield first, end
+        first = end

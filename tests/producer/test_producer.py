@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+
+from embedstream.producer import Lane, Producer, SyncProducer, VectorType
+from embedstream.shared import results
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.errors import (
+    InputTooLong,
+    InvalidInput,
+    JobFailed,
+    NotServed,
+    Overloaded,
+    ResultTimeout,
+    StaleCard,
+    Unavailable,
+)
+from embedstream.shared.jobs import Job
+from embedstream.shared.keys import Keys
+from embedstream.shared.recipe import Pooling
+from embedstream.shared.results import ResultPart, Status
+from embedstream.shared.settings import Settings
+from embedstream.shared.tokenization import TextTokenizer
+
+pytestmark = pytest.mark.integration
+
+Starter = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+async def producer(settings: Settings) -> AsyncIterator[Producer]:
+    async with Producer(settings=settings) as producer:
+        yield producer
+
+
+def expected(card: ModelCard, texts: list[str], dim: int = 4) -> Any:
+    tokens = TextTokenizer(card.tokenizer, card.recipe).encode(texts)
+    sums = [ids.sum() % 977 for ids in np.split(tokens.ids, tokens.offsets[1:-1])]
+    return np.stack([np.arange(1, dim + 1) * (1.0 + total) for total in sums])
+
+
+async def lane_adds(redis: Redis, keys: Keys) -> int:
+    """How many entries were ever added to the lanes."""
+    total = 0
+    for lane in Lane:
+        info: Any = await redis.xinfo_stream(keys.lane(lane))
+        total += info["entries-added"]
+    return total
+
+
+async def test_texts_come_back_as_a_matrix(producer: Producer, stub: Any, card: ModelCard) -> None:
+    texts = ["the queue", "a", "", "the queue again"]
+    vectors = await producer.embed(texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, expected(card, texts))
+    vectors *= 2  # the caller's own
+
+
+async def test_a_single_text_is_a_list_of_one(producer: Producer, stub: Any, card: ModelCard) -> None:
+    np.testing.assert_allclose(await producer.embed("the queue"), expected(card, ["the queue"]))
+
+
+async def test_no_inputs_give_no_rows(producer: Producer, stub: Any) -> None:
+    assert (await producer.embed([])).shape == (0, 4)
+    assert (await producer.embed([], dimensions=2)).shape == (0, 2)
+    assert await producer.embed_tokens([]) == []
+
+
+async def test_many_texts_keep_their_order(producer: Producer, stub: Any, card: ModelCard) -> None:
+    texts = [" ".join("abcdefg"[: number % 7 + 1]) + f" {number % 10}" for number in range(1000)]
+    np.testing.assert_allclose(await producer.embed(texts), expected(card, texts))
+    assert len(stub.seen) == 16
+    assert {job.count for job in stub.seen} == {16}
+
+
+async def test_token_ids_are_embedded_as_they_are(producer: Producer, stub: Any) -> None:
+    inputs: list[Any] = [[5, 6], np.array([7])]
+    vectors = await producer.embed(inputs)
+    np.testing.assert_allclose(vectors[:, 0], [12, 8])
+
+
+async def test_options_travel_with_the_job(producer: Producer, stub: Any) -> None:
+    vectors = await producer.embed(["a"], dimensions=2, normalize=True, dtype="float16", lane="bulk", timeout_s=7)
+    assert vectors.dtype == np.float16
+    assert vectors.shape == (1, 2)
+    (job,) = stub.seen
+    assert job.options.dtype is VectorType.FLOAT16
+    assert job.options.normalize is True
+    assert job.lane is Lane.BULK
+    assert 6000 < job.ttl_ms <= 7000
+
+
+async def test_long_inputs_are_cut_when_asked(producer: Producer, stub: Any) -> None:
+    await producer.embed(["a b c d e f"], truncate_prompt_tokens=5)
+    assert stub.seen[0].lengths.tolist() == [5]
+
+
+async def test_token_vectors_come_as_a_list(producer: Producer, stub: Any) -> None:
+    matrices = await producer.embed_tokens(["a b", "a"])
+    assert [matrix.shape for matrix in matrices] == [(4, 4), (3, 4)]
+
+
+async def test_the_stream_covers_every_input_once(producer: Producer, stub: Any, card: ModelCard) -> None:
+    texts = [f"{number}" for number in range(200)]
+    found = np.zeros((200, 4))
+    pieces = 0
+    async for piece in producer.stream(texts):
+        found[piece.first : piece.first + len(piece.vectors)] += piece.vectors
+        pieces += 1
+    assert pieces == 4
+    np.testing.assert_allclose(found, expected(card, texts))
+
+
+async def test_results_are_never_mixed_up(producer: Producer, stub: Any, card: ModelCard) -> None:
+    texts = [f"{number}" for number in range(300)]
+    rows = await asyncio.gather(*(producer.embed(text) for text in texts))
+    np.testing.assert_allclose(np.concatenate(rows), expected(card, texts))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "kind"),
+    [
+        (["a " * 20], {}, InputTooLong),
+        ([[1] * 17], {}, InputTooLong),
+        ([[1000]], {}, InvalidInput),
+        ([[-1]], {}, InvalidInput),
+        ([[2**70]], {}, InvalidInput),
+        ([[]], {}, InvalidInput),
+        (["a", [1]], {}, InvalidInput),
+        ([["a"]], {}, InvalidInput),
+        (["a\ud800"], {}, InvalidInput),
+        (["a"], {"dimensions": 5}, InvalidInput),
+        (["a"], {"dimensions": 0}, InvalidInput),
+        (["a"], {"truncate_prompt_tokens": 17}, InvalidInput),
+        (["a"], {"truncate_prompt_tokens": 2}, InvalidInput),
+        (["a"], {"truncate_prompt_tokens": -2}, InvalidInput),
+    ],
+)
+async def test_bad_input_is_refused_before_it_is_queued(
+    producer: Producer, stub: Any, redis: Redis, keys: Keys, inputs: Any, options: Any, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        await producer.embed(inputs, **options)
+    assert await lane_adds(redis, keys) == 0
+
+
+async def test_one_vector_an_input_is_not_served_with_pooling_all(
+    producer: Producer, start_stub: Starter, card: ModelCard
+) -> None:
+    await start_stub(replace(card, recipe=replace(card.recipe, pooling=Pooling.ALL)))
+    with pytest.raises(NotServed, match="pooling `all`"):
+        await producer.embed(["a"])
+    assert len(await producer.embed_tokens(["a"])) == 1
+
+
+async def test_a_failed_row_raises_its_reason(producer: Producer, stub: Any) -> None:
+    def fail(job: Job, parts: list[ResultPart]) -> list[ResultPart]:
+        first = parts[0]
+        return [
+            results.failed(
+                job.request_id, first.fingerprint, job.index, job.count, job.first_input, 1, Status.FAILED, "on fire"
+            )
+        ]
+
+    stub.on_job = fail
+    with pytest.raises(JobFailed, match="on fire"):
+        await producer.embed(["a"])
+
+
+async def test_parts_that_come_twice_or_to_the_wrong_request_change_nothing(
+    producer: Producer, stub: Any, card: ModelCard
+) -> None:
+    def repeat(job: Job, parts: list[ResultPart]) -> list[ResultPart]:
+        first = parts[0]
+        return [replace(first, request_id=b"x" * 16), replace(first, n_jobs=99), first, first]
+
+    stub.on_job = repeat
+    texts = [f"{number}" for number in range(100)]
+    np.testing.assert_allclose(await producer.embed(texts), expected(card, texts))
+
+
+async def test_no_answer_ends_in_a_timeout(producer: Producer, stub: Any) -> None:
+    stub.on_job = lambda *_: None
+    with pytest.raises(ResultTimeout, match="1 of 1 jobs"):
+        await producer.embed(["a"], timeout_s=0.3)
+
+
+async def test_nobody_alive_is_said_at_once(settings: Settings, redis_url: str) -> None:
+    async with Producer(redis_url, settings=settings) as producer:
+        with pytest.raises(Unavailable, match="announced"):
+            await producer.embed(["a"])
+
+
+async def test_redis_away_is_said_at_once(settings: Settings) -> None:
+    async with Producer("unix:///nowhere/v.sock", settings=settings) as producer:
+        with pytest.raises(Unavailable, match="Redis"):
+            await producer.embed(["a"])
+
+
+async def test_a_full_lane_refuses_the_whole_request(settings: Settings, stub: Any, redis: Redis, keys: Keys) -> None:
+    stub.paused.clear()
+    await asyncio.sleep(0.3)
+    async with Producer(settings=settings.model_copy(update={"max_lane_jobs": 3})) as producer:
+        filling = asyncio.create_task(producer.embed([f"{n}" for n in range(64 * 5)]))  # an empty lane takes all of it
+        while not filling.done() and await redis.xlen(keys.lane(Lane.INTERACTIVE)) < 5:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded, match="5 jobs"):
+            await producer.embed([f"{n}" for n in range(128)])
+        assert await redis.xlen(keys.lane(Lane.INTERACTIVE)) == 5
+        stub.paused.set()
+        assert len(await filling) == 64 * 5
+
+
+async def test_a_new_revision_is_tokenised_for_again(producer: Producer, start_stub: Starter, card: ModelCard) -> None:
+    old = await start_stub()
+    await producer.embed(["a"])
+    newer = replace(card, revision="r2")
+    old.card = newer  # answers `stale_card` to what was made for the old one
+    await start_stub(newer)
+    vectors = await producer.embed(["the queue"])
+    np.testing.assert_allclose(vectors, expected(newer, ["the queue"]))
+
+
+async def test_ids_for_an_old_revision_are_the_callers_to_make(producer: Producer, stub: Any, card: ModelCard) -> None:
+    await producer.embed(["a"])
+    stub.card = replace(card, revision="r2")
+    with pytest.raises(StaleCard, match="another revision"):
+        await producer.embed([[5, 6]])
+
+
+async def test_aliases_lead_to_the_same_model(settings: Settings, stub: Any, card: ModelCard) -> None:
+    async with Producer(settings=settings, model="alias") as producer:
+        np.testing.assert_allclose(await producer.embed("a"), expected(card, ["a"]))
+
+
+async def test_closing_leaves_nothing_in_redis(settings: Settings, stub: Any, redis: Redis, keys: Keys) -> None:
+    async with Producer(settings=settings) as producer:
+        await producer.embed("a")
+        assert len([key async for key in redis.scan_iter(f"{keys.base}:r:*")]) == 1
+    assert [key async for key in redis.scan_iter(f"{keys.base}:r:*")] == []
+
+
+async def test_closing_ends_what_is_under_way(settings: Settings, stub: Any) -> None:
+    stub.on_job = lambda *_: None
+    producer = Producer(settings=settings)
+    await producer.open()
+    waiting = asyncio.create_task(producer.embed("a"))
+    while not stub.seen:
+        await asyncio.sleep(0.01)
+    await producer.close()
+    with pytest.raises(Unavailable, match="closed"):
+        await waiting
+
+
+async def test_a_closed_producer_says_so(settings: Settings, stub: Any) -> None:
+    producer = Producer(settings=settings)
+    with pytest.raises(Unavailable, match="not open"):
+        await producer.embed("a")
+    await producer.close()
+
+
+async def test_cards_are_fetched_once_and_kept_on_disk(settings: Settings, stub: Any, redis: Redis, keys: Keys) -> None:
+    async with Producer(settings=settings) as first:
+        await first.embed("a")
+    before: Any = await redis.info("commandstats")
+    async with Producer(settings=settings) as second:
+        await second.embed("a")
+    after: Any = await redis.info("commandstats")
+    assert after["cmdstat_get"]["calls"] == before["cmdstat_get"]["calls"]
+
+
+async def test_the_blocking_producer_does_the_same(settings: Settings, stub: Any, card: ModelCard) -> None:
+    def work() -> None:
+        with SyncProducer(settings=settings) as producer:
+            np.testing.assert_allclose(producer.embed(["a", "b"]), expected(card, ["a", "b"]))
+            assert [matrix.shape for matrix in producer.embed_tokens(["a"])] == [(3, 4)]
+            assert sum(len(piece.vectors) for piece in producer.stream([str(n) for n in range(100)])) == 100
+            with pytest.raises(InputTooLong):
+                producer.embed("a " * 20)
+        with pytest.raises(RuntimeError, match="not open"):
+            producer.embed("a")
+
+    await asyncio.to_thread(work)

@@ -1,0 +1,69 @@
+"""The application: routes, middleware, lifespan and error table in one screen."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from embedstream.producer import Producer
+from embedstream.shared.settings import Settings
+
+from .embeddings import EmbeddingsEndpoint
+from .errors import ErrorBodies, pass_on
+from .health import Probes, version
+from .middleware import AccessLog, BodyLimit, Keys, RequestId
+from .models import Models
+
+
+def create_app(settings: Settings, producer: Producer | None = None) -> Starlette:
+    """The ASGI application of one API process.
+
+    Args:
+        settings: limits, keys, and where the queue is.
+        producer: a client of the queue that is not open yet; None makes one. The app opens and closes it.
+
+    Raises:
+        ServerNotFound: no Redis URL is set, and none or several servers are running on this machine.
+    """
+    producer = producer or Producer(settings.redis_url, model=_queue_of(settings), settings=settings)
+    embeddings, models, probes = EmbeddingsEndpoint(producer, settings), Models(producer.fleet), Probes(producer.fleet)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with producer:
+            yield
+
+    app = Starlette(
+        routes=[
+            Route("/v1/embeddings", embeddings.create, methods=["POST"]),
+            Route("/v1/models", models.list_all),
+            Route("/v1/models/{name:path}", models.retrieve),
+            Route("/health", probes.health),
+            Route("/ping", probes.health, methods=["GET", "POST"]),
+            Route("/livez", probes.live),
+            Route("/ready", probes.ready),
+            Route("/version", version),
+        ],
+        middleware=[  # outermost first
+            Middleware(RequestId),
+            Middleware(AccessLog),
+            Middleware(ErrorBodies),
+            Middleware(Keys, settings.api_key),
+            Middleware(BodyLimit, settings.payload_limit),
+        ],
+        exception_handlers={HTTPException: pass_on},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # a redirect would be an answer without our error body
+    return app
+
+
+def _queue_of(settings: Settings) -> str | None:
+    """The model whose queue is followed: the operator's choice, else the only one there is."""
+    chosen = {"model", "served_model_name"} & settings.model_fields_set
+    return settings.served_names[0] if chosen else None

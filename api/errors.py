@@ -1,0 +1,194 @@
+"""The one table from exceptions to HTTP: status, type and headers; and the middleware that reads it.
+
+Every error body has the shape `{"error": {"message", "type", "param", "code"}}`, whoever raised the exception: an
+endpoint, the router, a middleware, or nobody on purpose. `x-should-retry: false` keeps the official clients from
+sending again what cannot succeed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedstream.shared.errors import (
+    InputTooLong,
+    InvalidInput,
+    JobFailed,
+    MalformedJob,
+    MalformedMessage,
+    MalformedResult,
+    ModelLoadError,
+    ModelNotFound,
+    NotServed,
+    Overloaded,
+    ResultTimeout,
+    ServerNotFound,
+    StaleCard,
+    Unavailable,
+)
+from embedstream.shared.logs import get_logger
+
+from .context import context_of
+
+MAX_RETRY_AFTER_S = 120
+"""The official openai client gives up at once when it is told to wait longer."""
+
+log = get_logger()
+
+
+class HttpError(Exception):
+    """Base of the refusals that only HTTP knows."""
+
+
+class SchemaError(HttpError):
+    """The body is not the JSON the endpoint expects; `param` is the path to the first wrong place."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnauthorizedError(HttpError):
+    """The request has none of the keys."""
+
+
+class PayloadTooLargeError(HttpError):
+    """The body is larger than the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one class of exceptions is answered.
+
+    Args:
+        status: HTTP status; also the body's `code`.
+        type: the body's `type`.
+        permanent: whether sending the same request again is pointless.
+        advice: a sentence added to the exception's message.
+        headers: sent along.
+        shown: whether the exception's message is for clients; if not, it goes to the log alone.
+    """
+
+    status: int
+    type: str
+    permanent: bool = True
+    advice: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    shown: bool = True
+
+
+_RETOKENISE = (
+    "Tokenize the input again with the tokenizer of the model's present revision (GET /v1/models names it) "
+    "and send the new token ids."
+)
+
+TABLE: Mapping[type[Exception], Row] = {
+    SchemaError: Row(400, "Bad Request"),
+    InvalidInput: Row(400, "BadRequestError"),
+    InputTooLong: Row(400, "BadRequestError"),
+    UnauthorizedError: Row(401, "AuthenticationError", headers=(("WWW-Authenticate", "Bearer"),)),
+    ModelNotFound: Row(404, "NotFoundError"),
+    StaleCard: Row(409, "ConflictError", advice=_RETOKENISE),
+    PayloadTooLargeError: Row(413, "PayloadTooLargeError"),
+    Overloaded: Row(429, "RateLimitError", permanent=False),
+    JobFailed: Row(500, "InternalServerError"),
+    NotServed: Row(501, "NotImplementedError"),
+    Unavailable: Row(503, "ServiceUnavailableError", permanent=False),
+    ResultTimeout: Row(504, "TimeoutError", permanent=False),
+    # The operator's matter: told to the log, not to clients
+    MalformedMessage: Row(500, "InternalServerError", permanent=False, shown=False),
+    MalformedJob: Row(500, "InternalServerError", permanent=False, shown=False),
+    MalformedResult: Row(500, "InternalServerError", permanent=False, shown=False),
+    ModelLoadError: Row(500, "InternalServerError", permanent=False, shown=False),
+    ServerNotFound: Row(500, "InternalServerError", permanent=False, shown=False),
+}
+
+_OF_ROUTER: Mapping[int, Row] = {
+    404: Row(404, "NotFoundError", advice="There is no such path here."),
+    405: Row(405, "MethodNotAllowedError"),
+}
+"""What Starlette's router raises, all of one class."""
+
+_UNEXPECTED = Row(500, "InternalServerError", permanent=False, shown=False)
+
+
+def row_of(error: Exception) -> Row:
+    """The row of the exception's class, or of its nearest base that has one."""
+    if isinstance(error, HTTPException):
+        return _OF_ROUTER.get(error.status_code) or Row(error.status_code, "Bad Request")
+    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), _UNEXPECTED)
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    """The answer that the table gives for an exception."""
+    row = row_of(error)
+    message = _message(error, row) if row.shown else f"Internal error; the server's log has it under {request_id}."
+    param = error.param if isinstance(error, InvalidInput | SchemaError) else None
+    body = {"error": {"message": message, "type": row.type, "param": param, "code": row.status}}
+    return Response(orjson.dumps(body), row.status, _headers(error, row), "application/json")
+
+
+def _message(error: Exception, row: Row) -> str:
+    message = error.detail if isinstance(error, HTTPException) else str(error)
+    if isinstance(error, ModelNotFound) and error.known:
+        message += f" Served here: {', '.join(f'`{name}`' for name in error.known)}."
+    if not row.advice:
+        return message
+    return f"{message}{'' if message.endswith('.') else '.'} {row.advice}"
+
+
+def _headers(error: Exception, row: Row) -> dict[str, str]:
+    headers = dict(row.headers)
+    if row.permanent:
+        headers["x-should-retry"] = "false"
+    if isinstance(error, Overloaded | Unavailable):
+        # Whole seconds, as the header is defined; never 0, which asks for an immediate second try.
+        headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(error.retry_after_s))))
+    if isinstance(error, HTTPException) and error.headers:  # Allow
+        headers |= error.headers
+    return headers
+
+
+async def pass_on(request: Request, error: Exception) -> Response:
+    """Let an exception of the router travel on to `ErrorBodies`, so that all are answered in one place."""
+    del request
+    raise error
+
+
+class ErrorBodies:
+    """Middleware that answers every exception from further in."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application; what it raises becomes the response, unless one has begun."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        context = context_of(scope)
+        try:
+            await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            context.note(error="ClientDisconnect")  # nobody is left to answer
+        except Exception as error:  # whatever it is, the client gets our body and no internals
+            if not row_of(error).shown:
+                log.exception("request.failed", error=type(error).__name__)
+            if started:
+                raise  # too late for an answer: the server cuts the connection, so the client sees the failure
+            context.note(error=type(error).__name__)
+            await error_response(error, context.request_id)(scope, receive, send)

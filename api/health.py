@@ -1,0 +1,68 @@
+"""Probes. They answer from memory, so that a slow Redis or a full queue never makes a probe hang."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import metadata
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from embedstream.producer.fleet import Fleet
+from embedstream.shared.errors import Unavailable
+
+
+class Probes:
+    """What load balancers and orchestrators ask.
+
+    Args:
+        fleet: what is known of Redis and the consumers.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def health(self, request: Request) -> Response:
+        """Whether a request would be answered now: a live consumer has the model loaded.
+
+        Raises:
+            Unavailable: with the reason.
+        """
+        del request
+        fleet = self._fleet
+        if fleet.trouble is not None or fleet.served is None:
+            raise Unavailable(fleet.trouble or "No consumer has announced a model yet.")
+        return _answer(status="ok", model=fleet.served.card.model, consumers=len(fleet.consumers))
+
+    async def live(self, request: Request) -> Response:
+        """Whether the process runs, whatever the rest of the world does."""
+        del request
+        return _answer(status="ok")
+
+    async def ready(self, request: Request) -> Response:
+        """Whether requests should be sent here: Redis is reachable and a consumer is alive.
+
+        Raises:
+            Unavailable: with the reason.
+        """
+        del request
+        fleet = self._fleet
+        if not fleet.redis_ok or not fleet.consumers:
+            raise Unavailable(fleet.trouble or "No consumer is alive.")
+        return _answer(status="ok")
+
+
+async def version(request: Request) -> Response:
+    """The version of embedstream."""
+    del request
+    return _answer(version=_version())
+
+
+@cache
+def _version() -> str:
+    return metadata.version("embedstream")
+
+
+def _answer(**fields: str | int) -> Response:
+    return Response(orjson.dumps(fields), media_type="application/json")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from importlib import metadata
+
+import httpx2
+import pytest
+from tests.api.conftest import StubProducer
+
+HEALTH = [("GET", "/health"), ("GET", "/ping"), ("POST", "/ping")]
+
+
+@pytest.mark.parametrize(("method", "path"), HEALTH)
+async def test_healthy_when_a_consumer_has_the_model(client: httpx2.AsyncClient, method: str, path: str) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == 200
+    assert response.json() == {"status": "ok", "model": "tiny", "consumers": 1}
+
+
+@pytest.mark.parametrize(("method", "path"), HEALTH)
+async def test_unhealthy_with_the_reason(
+    client: httpx2.AsyncClient, producer: StubProducer, method: str, path: str
+) -> None:
+    producer.fleet.reason = "No consumer of `tiny` is alive."
+    response = await client.request(method, path)
+    assert response.status_code == 503
+    assert response.json()["error"] == {
+        "message": "No consumer of `tiny` is alive.",
+        "type": "ServiceUnavailableError",
+        "param": None,
+        "code": 503,
+    }
+    assert int(response.headers["retry-after"]) > 0
+
+
+async def test_unhealthy_before_anybody_announced(client: httpx2.AsyncClient, producer: StubProducer) -> None:
+    producer.fleet.served = None
+    assert (await client.get("/health")).status_code == 503
+
+
+async def test_livez_is_about_the_process_alone(client: httpx2.AsyncClient, producer: StubProducer) -> None:
+    producer.fleet.redis_ok, producer.fleet.reason, producer.fleet.consumers = False, "Redis cannot be reached.", ()
+    assert (await client.get("/livez")).json() == {"status": "ok"}
+
+
+async def test_ready_when_redis_and_a_consumer_are_there(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()) == (200, {"status": "ok"})
+
+
+async def test_not_ready_without_redis(client: httpx2.AsyncClient, producer: StubProducer) -> None:
+    producer.fleet.redis_ok, producer.fleet.reason = False, "Redis cannot be reached."
+    response = await client.get("/ready")
+    assert (response.status_code, response.json()["error"]["message"]) == (503, "Redis cannot be reached.")
+
+
+async def test_not_ready_without_a_consumer(client: httpx2.AsyncClient, producer: StubProducer) -> None:
+    producer.fleet.consumers = ()
+    assert (await client.get("/ready")).status_code == 503
+
+
+async def test_version(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/version")).json() == {"version": metadata.version("embedstream")}
+
+
+async def test_probes_answer_head(client: httpx2.AsyncClient) -> None:
+    assert (await client.head("/health")).status_code == 200

@@ -1,0 +1,1 @@
+"""The `embedstream` command and the ways to start the parts together."""

@@ -1,0 +1,90 @@
+"""The `embedstream` command. A role's code is imported only when the role is asked for."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from embedstream.shared import flags, runfile
+from embedstream.shared.settings import Role, Settings
+
+app = flags.new_app(
+    "A streaming, queue-driven embedding server. `embedstream serve` starts everything on this machine. Flags are "
+    "environment variables too: `--redis-url` is EMBEDSTREAM_REDIS_URL."
+)
+
+
+def main() -> None:
+    """Run the command."""
+    app(prog_name="embedstream")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"embedstream {version('embedstream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def serve(settings: Settings) -> int:
+    """Start all in one: embedded Valkey, consumers and the HTTP API."""
+    if settings.consumers:
+        from embedstream.consumer import requirements
+
+        if code := requirements.complain_if_missing():
+            return code
+    from . import local
+
+    return local.run(settings)
+
+
+def api(settings: Settings, fd: Annotated[int | None, typer.Option("--fd", hidden=True)] = None) -> int:
+    """Answer HTTP requests: one API process, beside a running Redis or `serve`."""
+    connected = runfile.connected(settings)
+    from embedstream.api.main import run
+
+    return run(connected, fd)
+
+
+def consumer(settings: Settings) -> int:
+    """Embed jobs of the queue: one consumer process, beside a running Redis or `serve`."""
+    from embedstream.consumer import requirements
+
+    if code := requirements.complain_if_missing():
+        return code
+    connected = runfile.connected(settings)
+    from embedstream.consumer.main import run
+
+    return run(connected)
+
+
+def embed(
+    settings: Settings,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of stdin is one.")] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, help="Length of the vectors, where the model allows it.")
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Scale to unit length. Default: as the model says."),
+    ] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+) -> int:
+    """Embed texts with a running server: one JSON line for each, in order."""
+    from .embed import run
+
+    return run(settings, texts or [], dimensions=dimensions, normalize=normalize, truncate=truncate)
+
+
+for _role, _function in ((Role.SERVE, serve), (Role.API, api), (Role.CONSUMER, consumer), (Role.EMBED, embed)):
+    app.command(_role.value)(flags.command_of(_role, _function))

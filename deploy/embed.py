@@ -1,0 +1,60 @@
+"""`embedstream embed`: texts in, one JSON line with a vector out for each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import BinaryIO, TextIO
+
+import orjson
+
+from embedstream.shared import exits, logs, runfile
+from embedstream.shared.settings import Role, Settings
+
+_SLICE = 1024
+"""Texts sent at once: enough to fill batches, few enough that a long pipe shows its first lines soon."""
+
+
+def run(
+    settings: Settings,
+    texts: Sequence[str],
+    *,
+    dimensions: int | None,
+    normalize: bool | None,
+    truncate: bool,
+    stdin: TextIO | None = None,
+    stdout: BinaryIO | None = None,
+) -> int:
+    """Embed texts, or the lines of stdin where there are none, and print them in order.
+
+    Raises:
+        EmbedstreamError: as the producer library does.
+    """
+    stdin, stdout = stdin or sys.stdin, stdout or sys.stdout.buffer
+    if not texts and stdin.isatty():
+        exits.complain("nothing to embed: give texts as arguments, or one per line on stdin")
+        return exits.USAGE
+    connected = runfile.connected(settings)
+    # To stderr, and no more than what went wrong: stdout carries JSON alone.
+    logs.configure(connected.model_copy(update={"log_level": "warning"}), Role.EMBED)
+    from embedstream.producer import SyncProducer
+
+    source = iter(texts) if texts else (line.rstrip("\r\n") for line in stdin)
+    index = 0
+    with SyncProducer(connected.redis_url, settings=connected) as producer:
+        for some in _slices(source):
+            vectors = producer.embed(
+                some, dimensions=dimensions, normalize=normalize, truncate_prompt_tokens=-1 if truncate else None
+            )
+            for text, vector in zip(some, vectors, strict=True):
+                line = {"index": index, "text": text, "embedding": vector}
+                stdout.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+                index += 1
+            stdout.flush()
+    return exits.OK
+
+
+def _slices(source: Iterator[str]) -> Iterator[list[str]]:
+    while some := list(islice(source, _SLICE)):
+        yield some

@@ -1,0 +1,229 @@
+"""All in one: the supervisor behind `embedstream serve`.
+
+It binds the HTTP socket, starts the embedded Valkey, the consumers and the API processes, starts again what dies,
+and stops them in the order API, consumers, Valkey: each tier finishes what it has while the next one still serves it.
+Everything runs on the main thread: Linux ties the children's life to the thread that started them.
+
+Exit codes are those of `embedstream.shared.exits`: 0 after SIGINT or SIGTERM, 69 when the port, the data folder or
+Valkey is not to be had, 78 when all consumers (or all API processes) say that restarting them is no help.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from embedstream.shared import exits, logs, runfile
+from embedstream.shared.flags import environment_of, without_settings
+from embedstream.shared.logs import get_logger
+from embedstream.shared.processes import own_identity
+from embedstream.shared.settings import Role, Settings, variable_of
+
+from .children import Child, ending_of
+from .embedded import EmbeddedServer
+from .limits import available_cores
+from .listener import bind, reachable_host, url_of
+from .readiness import Readiness
+from .signals import Signals
+from .spawn import spawn
+from .welcome import ready_block
+
+Command = Callable[[Role, int | None], Sequence[str]]
+"""Builds a child's command line from its role and the number of the inherited listening socket."""
+
+_GRACE_S = 1.0
+"""A child that uses its whole time to finish still gets this much to say goodbye."""
+
+log = get_logger()
+
+
+def role_command(role: Role, fd: int | None = None) -> list[str]:
+    """The command line of a role; the settings travel in the environment, where other users cannot read the keys."""
+    # -P: a file named like a library in the current folder must not be imported in its place.
+    command = [sys.executable, "-P", "-m", "embedstream.deploy", role.value]
+    return command if fd is None else [*command, "--fd", str(fd)]
+
+
+def run(settings: Settings, *, command: Command = role_command) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        Unavailable: the port, the data folder or Valkey is not to be had.
+    """
+    logs.configure(settings, Role.SERVE)
+    with Signals() as signals, bind(settings.host, settings.port) as listener:
+        supervisor = Supervisor(settings, listener, signals, command)
+        try:
+            supervisor.start()
+            return supervisor.watch()
+        finally:
+            supervisor.stop()
+
+
+class Supervisor:
+    """The processes of one `serve`, from start to stop.
+
+    Args:
+        settings: as given to `serve`.
+        listener: the listening HTTP socket.
+        signals: entered by the caller.
+        command: builds the children's command lines.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, signals: Signals, command: Command) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._port: int = listener.getsockname()[1]
+        self._url = url_of(settings.host, self._port)
+        self._signals = signals
+        self._command = command
+        self._valkey: EmbeddedServer | None = None
+        self._valkey_child: Child | None = None
+        self._consumers: list[Child] = []
+        self._apis: list[Child] = []
+        self._run_path: Path | None = None
+        self._readiness: Readiness | None = None
+
+    def start(self) -> None:
+        """Start everything, without waiting for the model."""
+        for left in runfile.sweep():
+            log.info("removed what a dead server left", path=str(left))
+        redis_url = self._settings.redis_url or self._start_valkey()
+        if self._signals.stopping:
+            return
+        self._run_path = runfile.write(self._run_file(redis_url))
+        log.info("loading model", model=self._settings.model, consumers=self._settings.consumers)
+        environment = without_settings(os.environ) | environment_of(
+            self._settings, redis_url=redis_url, port=self._port
+        )
+        self._consumers = [
+            Child(f"consumer {number}", partial(self._launch, Role.CONSUMER, environment | self._share_of_cores()))
+            for number in range(1, self._settings.consumers + 1)
+        ]
+        self._apis = [
+            Child(f"api {number}", partial(self._launch, Role.API, environment))
+            for number in range(1, self._settings.api_workers + 1)
+        ]
+        for child in [*self._consumers, *self._apis]:
+            child.start()
+        # Without consumers of its own it waits for nobody: others may join later.
+        path = "/health" if self._consumers else "/livez"
+        self._readiness = Readiness(reachable_host(self._settings.host), self._port, path)
+
+    def watch(self) -> int:
+        """Start again what dies, until somebody asks us to stop or nothing can run. Returns the exit code."""
+        while not self._signals.stopping:
+            for child in self._children():
+                self._look_after(child)
+            for tier in (self._consumers, self._apis):
+                if tier and all(child.final for child in tier):
+                    log.error("nothing left to run", processes=[child.name for child in tier])
+                    return exits.FINAL
+            self._wait()
+        return exits.OK
+
+    def stop(self) -> None:
+        """Stop API, consumers, Valkey, in this order, and remove the run file and the private folder."""
+        log.info("stopping")
+        self._listener.close()  # or new clients would wait in its queue for nobody
+        if self._readiness is not None:
+            self._readiness.close()
+        self._stop_tier(self._apis)
+        self._stop_tier(self._consumers)
+        if self._run_path is not None:
+            self._run_path.unlink(missing_ok=True)
+        if self._valkey_child is not None:
+            self._stop_tier([self._valkey_child])
+        if self._valkey is not None:
+            self._valkey.remove()
+
+    def _start_valkey(self) -> str:
+        log.info("starting Valkey", data_dir=str(self._settings.data_dir or "in memory"))
+        self._valkey = EmbeddedServer(self._settings)
+        self._valkey_child = Child("Valkey", self._valkey.spawn)
+        self._valkey_child.start()
+        self._valkey.wait_until_ready(cancelled=lambda: self._signals.stopping)
+        return self._valkey.url
+
+    def _run_file(self, redis_url: str) -> runfile.RunFile:
+        model = Path(self._settings.model)
+        return runfile.RunFile(
+            process=own_identity(),
+            redis_url=redis_url,
+            http_url=self._url,
+            port=self._port,
+            model=str(model.absolute()) if model.is_dir() else self._settings.model,
+            served_names=self._settings.served_names,
+            key_prefix=self._settings.key_prefix,
+            folder=self._valkey.folder if self._valkey else None,
+        )
+
+    def _launch(self, role: Role, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        fd = self._listener.fileno() if role is Role.API else None
+        return spawn(
+            self._command(role, fd),
+            env=environment,
+            # Not SIGTERM: our Valkey is gone as well then, and a consumer could not hand in what it would finish.
+            death_signal=signal.SIGKILL,
+            output=sys.stderr.fileno(),  # stdout carries the ready block alone
+            pass_fds=[] if fd is None else [fd],
+        )
+
+    def _share_of_cores(self) -> dict[str, str]:
+        threads = self._settings.threads or max(1, available_cores() // self._settings.consumers)
+        return {variable_of("threads"): str(threads), "OMP_NUM_THREADS": str(threads)}
+
+    def _children(self) -> list[Child]:
+        return [*([self._valkey_child] if self._valkey_child else []), *self._consumers, *self._apis]
+
+    def _look_after(self, child: Child) -> None:
+        code = child.reap()
+        if code is not None:
+            self._tell_end(child, code)
+        if child.is_due:
+            try:
+                child.start()
+            except OSError as error:  # no memory or no process left; later there may be
+                child.postpone()
+                log.error("process not started", process=child.name, error=str(error))
+            else:
+                log.info("process started again", process=child.name)
+
+    def _tell_end(self, child: Child, code: int) -> None:
+        if child.final:
+            log.error("process cannot run; its own message stands above", process=child.name, ending=ending_of(code))
+            return
+        log.warning("process ended", process=child.name, ending=ending_of(code), restart_in_s=round(child.due_in_s))
+        if child is self._valkey_child and self._valkey is not None:
+            log.warning("last words of Valkey", text=self._valkey.log_tail())
+
+    def _wait(self) -> None:
+        """Sleep until something is to be done."""
+        longest_s = min(child.due_in_s for child in self._children())
+        if self._readiness is None or self._readiness.is_over:
+            self._signals.wait(longest_s if math.isfinite(longest_s) else None)
+            return
+        self._readiness.step(self._signals, longest_s)
+        if self._readiness.is_over:
+            print(ready_block(self._settings, self._url, elapsed_s=self._readiness.elapsed_s), flush=True)  # noqa: T201
+
+    def _stop_tier(self, children: Sequence[Child]) -> None:
+        for child in children:
+            child.ask_to_stop()
+        deadline = time.monotonic() + self._settings.shutdown_timeout_s + _GRACE_S
+        while not all(child.has_ended for child in children):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or self._signals.urgent:
+                break
+            self._signals.wait(left_s)
+        for child in children:
+            if child.kill():
+                log.warning("process killed, it did not stop in time", process=child.name)

@@ -1,0 +1,42 @@
+"""What `serve` prints when it is ready: where it listens, and a request to try."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from embedstream.shared.settings import Settings, variable_of
+from embedstream.shared.urls import without_password
+
+
+def ready_block(settings: Settings, url: str, *, elapsed_s: float) -> str:
+    """A few lines that end with a command to copy.
+
+    Args:
+        settings: those of `serve`.
+        url: the server as seen from this machine.
+        elapsed_s: time from the start until it answered.
+    """
+    model = settings.served_names[0]
+    queue = without_password(settings.redis_url) if settings.redis_url else "embedded Valkey"
+    counts = f"{_count(settings.api_workers, 'API process')}, {_count(settings.consumers, 'consumer')}"
+    lines = [
+        f"embedstream is ready after {elapsed_s:.1f} s: {model} on {url}",
+        f"  {counts}, {queue}; Ctrl-C stops it. Try:",
+        curl_line(url, model, with_key=bool(settings.api_key)),
+    ]
+    return "\n".join(lines)
+
+
+def curl_line(url: str, model: str, *, with_key: bool) -> str:
+    """A request that works when pasted into a shell; a key is named by its variable, never shown."""
+    body = json.dumps({"model": model, "input": "Hello, world"}, separators=(",", ":"), ensure_ascii=False)
+    # In double quotes, so that the shell puts the key in.
+    key = f' -H "Authorization: Bearer ${variable_of("api_key")}"' if with_key else ""
+    return f"curl {shlex.quote(f'{url}/v1/embeddings')} -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"
+
+
+def _count(number: int, what: str) -> str:
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what}{'es' if what.endswith('s') else 's'}"

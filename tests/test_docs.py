@@ -1,0 +1,55 @@
+"""The pages say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from embedstream.shared.settings import Role, Settings, flag_of, roles_of, variable_of
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shown_default(name: str) -> str:
+    """A default as the settings page prints it."""
+    value = Settings.model_fields[name].default
+    if value is None or value == ():
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def test_the_settings_page_lists_every_setting() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    rows = re.findall(r"^\| `(--[\w-]+)` \| `(\w+)` \| (.*?) \| (.*?) \| (.*) \|$", page, re.MULTILINE)
+    expected = [
+        (
+            flag_of(name),
+            variable_of(name),
+            shown_default(name),
+            ", ".join(role.value for role in roles_of(name)),
+            Settings.model_fields[name].description,
+        )
+        for name in Settings.model_fields
+    ]
+    assert rows == expected
+
+
+def test_the_readme_shows_the_two_commands_and_common_flags() -> None:
+    page = (ROOT / "README.md").read_text()
+    assert "\nmake run\n" in page
+    assert "\nmake test\n" in page
+    for flag in re.findall(r"`(--[\w-]+)`", page):
+        assert flag in {flag_of(name) for name in Settings.model_fields}, flag
+
+
+def test_every_setting_is_read_by_some_command() -> None:
+    for name in Settings.model_fields:
+        assert set(roles_of(name)) <= set(Role)
+        assert roles_of(name), name
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 from types import FrameType
@@ -34,14 +33,6 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-class _ToStructlog(logging.Handler):
-    """Brings what libraries log into the same stream and format as our own events."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        write = log.error if record.levelno >= logging.ERROR else log.warning
-        write("library.log", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
-
-
 def run(settings: Settings, fd: int | None = None) -> int:
     """Serve until SIGTERM or SIGINT.
 
@@ -63,7 +54,6 @@ def run(settings: Settings, fd: int | None = None) -> int:
         return exits.UNAVAILABLE
     with listener:
         configure(settings, "api")
-        logging.getLogger().addHandler(_ToStructlog(logging.WARNING))
         return _serve(create_app(settings), listener, settings)
 
 

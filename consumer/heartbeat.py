@@ -41,7 +41,10 @@ class Heartbeat:
     ) -> None:
         self._redis: Redis = connect_sync(url)
         self._keys = keys
-        self._card = card
+        self._fingerprint = card.fingerprint
+        self._card_pieces = card.encode()
+        entry = ModelEntry(card.model, card.fingerprint.hex(), len(self._card_pieces))
+        self._table: dict[Any, Any] = dict.fromkeys(announcement.names, entry.encode())
         self._announcement = announcement
         self._interval_s = interval_ms / 1000
         self._ttl_ms = ttl_ms
@@ -57,7 +60,7 @@ class Heartbeat:
         """
         self._publish_card()
         # The newest consumer decides which card is current; later beats only fill gaps.
-        self._redis.hset(models(self._keys.prefix), mapping=self._table())
+        self._redis.hset(models(self._keys.prefix), mapping=self._table)
         self._beat()
         self._thread.start()
 
@@ -84,7 +87,7 @@ class Heartbeat:
             try:
                 self._beat()
                 if beat % _NAMES_EVERY == 0:
-                    for name, entry in self._table().items():
+                    for name, entry in self._table.items():
                         self._redis.hsetnx(models(self._keys.prefix), name, entry)
             except (RedisError, OSError) as error:
                 log.warning("heartbeat.failed", error=repr(error))
@@ -94,7 +97,7 @@ class Heartbeat:
         keys = [
             self._keys.heartbeat(self._announcement.consumer),
             self._keys.live,
-            self._keys.card(self._card.fingerprint, 0),
+            self._keys.card(self._fingerprint, 0),
         ]
         args = (self._announcement.encode(), self._ttl_ms, self._announcement.consumer)
         now_ms, card_there = _SCRIPT.run_sync(self._redis, keys, args)
@@ -104,10 +107,5 @@ class Heartbeat:
 
     def _publish_card(self) -> None:
         # The first piece goes last: where it is, the whole card is.
-        for number, piece in reversed(list(enumerate(self._card.encode()))):
-            self._redis.set(self._keys.card(self._card.fingerprint, number), piece)
-
-    def _table(self) -> dict[Any, Any]:
-        pieces = len(self._card.encode())
-        entry = ModelEntry(self._card.model, self._card.fingerprint.hex(), pieces).encode()
-        return dict.fromkeys(self._announcement.names, entry)
+        for number, piece in reversed(list(enumerate(self._card_pieces))):
+            self._redis.set(self._keys.card(self._fingerprint, number), piece)

@@ -82,10 +82,13 @@ class Worker:
         log.info("worker.ready", consumer=self._consumer)
         try:
             while not self._stopping:
+                # First a place for a batch, then the reads: what came while the device was busy goes along.
+                await self._hand.acquire()
                 await self._read()
-                await self._submit()
+                self._submit()
             while len(self._rows):
-                await self._submit()
+                await self._hand.acquire()
+                self._submit()
             await asyncio.gather(*self._running)
             await self._publisher.flush()
             await asyncio.to_thread(self._heartbeat.stop)
@@ -148,11 +151,8 @@ class Worker:
         for lane, entries in accepted.items():
             self._rows.add(lane, entries)
 
-    async def _submit(self) -> None:
-        """Hand the next micro-batch to the device as soon as there is a place for it."""
-        if not len(self._rows):
-            return
-        await self._hand.acquire()
+    def _submit(self) -> None:
+        """Hand the next micro-batch to the device, in the place that was acquired for it."""
         batch = self._rows.take()
         if batch is None:
             self._hand.release()

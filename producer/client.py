@@ -215,9 +215,19 @@ class Producer:
         )
         if len(inputs) == 0:
             return
-        async for part in self._parts(await self.prepare(inputs, options)):
-            raise_for_rows(part)
-            yield EmbeddedSlice(part.first_row, part.vectors)
+        prepared = await self.prepare(inputs, options)
+        begun = False
+        try:
+            async for part in self._parts(prepared):
+                raise_for_rows(part)
+                begun = True
+                yield EmbeddedSlice(part.first_row, part.vectors)
+        except StaleCard:
+            if begun or not prepared.is_text:
+                raise
+            async for part in self._parts(await self._prepare_again(prepared)):
+                raise_for_rows(part)
+                yield EmbeddedSlice(part.first_row, part.vectors)
 
     async def prepare(self, inputs: Inputs, options: Options) -> Prepared:
         """Check and tokenise a request without sending it.
@@ -239,9 +249,13 @@ class Producer:
         except StaleCard:
             if not prepared.is_text:
                 raise  # only the caller can make new ids
+        return await self._collect(await self._prepare_again(prepared))
+
+    async def _prepare_again(self, prepared: Prepared) -> Prepared:
+        """The same request, tokenised for the revision that is served by now."""
         log.info("producer.stale_card", fingerprint=prepared.card.fingerprint.hex())
         await self.fleet.refresh()
-        return await self._collect(await self.prepare(prepared.inputs, prepared.options))
+        return await self.prepare(prepared.inputs, prepared.options)
 
     async def _collect(self, prepared: Prepared) -> Embeddings:
         parts: list[ResultPart] = []

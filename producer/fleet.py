@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from embedstream.shared.cards import Announcement, CardCache, ModelCard, ModelEntry
 from embedstream.shared.connections import after_failure, pause
-from embedstream.shared.errors import MalformedMessage, Unavailable
+from embedstream.shared.errors import Unavailable
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.logs import get_logger
 from embedstream.shared.tokenization import TextTokenizer
@@ -49,7 +49,7 @@ class Fleet:
         self._cache = cache
         self._checked_s = float("-inf")
         self._trouble: str | None = "Redis has not been asked yet."
-        self._refreshing = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
         self.redis_ok = False
         self.served: ServedModel | None = None
         self.consumers: tuple[Announcement, ...] = ()
@@ -66,20 +66,27 @@ class Fleet:
             await pause(POLL_S, stopping)
 
     async def refresh(self) -> None:
-        """Ask Redis now; a failure is remembered as the trouble."""
-        async with self._refreshing:
-            try:
-                await self._refresh()
-                self.redis_ok = True
-            except (RedisError, OSError) as error:
-                self.redis_ok = False
-                self._trouble = "Redis cannot be reached."
+        """Ask Redis now; a failure is remembered as the trouble. All who ask at one time share one question."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._ask())
+        await asyncio.shield(self._refreshing)  # a caller who gives up must not stop it for the others
+
+    async def _ask(self) -> None:
+        try:
+            await self._refresh()
+            self.redis_ok = True
+        except (RedisError, OSError) as error:
+            if self.redis_ok:
                 log.warning("fleet.redis_away", error=repr(error))
-                await after_failure(self._redis, error)
-            except MalformedMessage as error:
-                self._trouble = f"What consumers announce cannot be read: {error}"
-                log.error("fleet.malformed", error=str(error))
-            self._checked_s = asyncio.get_running_loop().time()
+            self.redis_ok = False
+            self._trouble = "Redis cannot be reached."
+            await after_failure(self._redis, error)
+        except Exception as error:  # whatever somebody wrote into these keys must not end the polling
+            trouble = f"What consumers announce cannot be read: {error}"
+            if trouble != self._trouble:
+                log.exception("fleet.unreadable")
+            self._trouble = trouble
+        self._checked_s = asyncio.get_running_loop().time()
 
     async def live(self) -> ServedModel:
         """The model, when somebody serves it now.
@@ -87,7 +94,8 @@ class Fleet:
         Raises:
             Unavailable: no consumer, no such model, or no Redis.
         """
-        if self._trouble is not None or asyncio.get_running_loop().time() - self._checked_s > _STALE_S:
+        age_s = asyncio.get_running_loop().time() - self._checked_s
+        if self._trouble is not None or age_s > _STALE_S:  # good news is worth a question
             await self.refresh()
         if self._trouble is not None or self.served is None:
             raise Unavailable(self._trouble or "No consumer is alive.", retry_after_s=2.0)

@@ -33,24 +33,25 @@ class ModelCard:
         recipe: how vectors are made, overrides of the operator included.
         tokenizer: the tokenizer as JSON of the `tokenizers` library.
         revision: commit or content hash of the weights.
+        fingerprint: 16 bytes that change whenever the same text could get other tokens or another vector.
     """
 
     model: str
     recipe: Recipe
     tokenizer: str
     revision: str
+    fingerprint: bytes = field(init=False)  # kept, because every job carries it and a tokenizer is megabytes to hash
 
-    @property
-    def fingerprint(self) -> bytes:
-        """16 bytes that change whenever the same text could get other tokens or another vector."""
+    def __post_init__(self) -> None:
         digest = hashlib.sha256()
         for part in (self.tokenizer.encode(), orjson.dumps(asdict(self.recipe)), self.revision.encode()):
             digest.update(len(part).to_bytes(8, "little") + part)
-        return digest.digest()[:16]
+        object.__setattr__(self, "fingerprint", digest.digest()[:16])
 
     def encode(self) -> list[bytes]:
         """The card in compressed pieces of at most 1 MiB."""
-        data = zlib.compress(orjson.dumps(asdict(self)), 6)
+        fields = {name: value for name, value in asdict(self).items() if name != "fingerprint"}
+        data = zlib.compress(orjson.dumps(fields), 6)
         return [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
 
     @classmethod

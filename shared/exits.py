@@ -7,7 +7,7 @@
 | 65 | the input cannot be embedded as it stands |
 | 69 | something needed is not there: no running server, no consumer, a port or data folder in use, no Valkey |
 | 70 | anything else went wrong, such as a job that was given up |
-| 75 | the result did not come in time; try again |
+| 75 | the queue is full, or the result did not come in time; try again |
 | 78 | the configuration cannot work: a model that does not load, a package not installed; restarting is no help |
 """
 
@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from .errors import EmbedstreamError, InvalidInput, ResultTimeout, ServerNotFound, Unavailable
+from .errors import EmbedstreamError, InvalidInput, Overloaded, ResultTimeout, ServerNotFound, Unavailable
 
 OK = os.EX_OK
 USAGE = 2
@@ -39,7 +39,7 @@ def code_of(error: EmbedstreamError) -> int:
             return os.EX_UNAVAILABLE
         case InvalidInput():
             return os.EX_DATAERR
-        case ResultTimeout():
+        case ResultTimeout() | Overloaded():
             return os.EX_TEMPFAIL
         case _:
             return os.EX_SOFTWARE

@@ -44,7 +44,16 @@ def configure(settings: Settings, role: str) -> None:
     logger.handlers = [_Stderr()]
     logger.setLevel(level)
     logger.propagate = False
+    logging.getLogger().handlers = [_Libraries(logging.WARNING)]
     structlog.contextvars.bind_contextvars(role=role)
+
+
+class _Libraries(logging.Handler):
+    """Brings the warnings of libraries into the same stream and form as our own events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        write = get_logger().error if record.levelno >= logging.ERROR else get_logger().warning
+        write("library.log", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
 
 
 class _Stderr(logging.Handler):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import structlog
 
 from embedstream.api import main
 from embedstream.shared.settings import Settings
@@ -57,19 +55,3 @@ def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: 
         settings = Settings(redis_url=f"unix://{tmp_path}/nothing.sock", port=port)
         assert main.run(settings) == 69
     assert capsys.readouterr().err == f"embedstream: cannot listen on 127.0.0.1:{port}: Address already in use\n"
-
-
-def test_what_libraries_log_becomes_an_event() -> None:
-    logger, handler = logging.getLogger("a.library"), main._ToStructlog(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        with structlog.testing.capture_logs() as logs:
-            logger.info("Started")
-            logger.warning("%d bytes", 5)
-            logger.critical("Gone")
-    finally:
-        logger.removeHandler(handler)
-    assert [(line["log_level"], line["logger"], line["message"]) for line in logs] == [
-        ("warning", "a.library", "5 bytes"),
-        ("error", "a.library", "Gone"),
-    ]

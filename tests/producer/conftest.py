@@ -66,11 +66,12 @@ class StubConsumer:
         self.redis, self.reader, self.keys, self.card = redis, reader, keys, card
         self.on_job: Callable[[Job, list[ResultPart]], list[ResultPart] | None] = lambda _, parts: parts
         self.seen: list[Job] = []
+        self.stopping = False
         self.paused = asyncio.Event()
         self.paused.set()
 
     async def run(self) -> None:
-        while True:
+        while not self.stopping:
             await self.paused.wait()
             streams: dict[Any, Any] = {self.keys.lane(lane): ">" for lane in LANES}
             try:
@@ -159,7 +160,8 @@ async def stub_consumers(url: str, keys: Keys) -> AsyncIterator[Callable[[ModelC
         yield start
     finally:
         for task, stub in tasks:
-            task.cancel()
+            stub.stopping = True  # not by cancelling: redis-py may swallow that
+            stub.paused.set()
             await asyncio.wait([task])
             await stub.reader.aclose()
         for heartbeat in beats:

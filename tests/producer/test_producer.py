@@ -23,7 +23,7 @@ from embedstream.shared.errors import (
     Unavailable,
 )
 from embedstream.shared.jobs import Job
-from embedstream.shared.keys import Keys
+from embedstream.shared.keys import Keys, models
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.results import ResultPart, Status
 from embedstream.shared.settings import Settings
@@ -198,6 +198,20 @@ async def test_nobody_alive_is_said_at_once(settings: Settings, redis_url: str) 
             await producer.embed(["a"])
 
 
+@pytest.mark.parametrize(
+    "entry",
+    ["junk", '{"model":"m","fingerprint":"no hex","pieces":1}', '{"model":"m","fingerprint":"00","pieces":"x"}'],
+)
+async def test_an_unreadable_announcement_is_a_trouble_and_no_end(
+    producer: Producer, start_stub: Starter, redis: Redis, keys: Keys, card: ModelCard, entry: str
+) -> None:
+    await redis.hset(models(keys.prefix), "m", entry)
+    with pytest.raises(Unavailable, match="cannot be read"):
+        await producer.embed("a")
+    await start_stub()
+    np.testing.assert_allclose(await producer.embed("a"), expected(card, ["a"]))
+
+
 async def test_redis_away_is_said_at_once(settings: Settings) -> None:
     async with Producer("unix:///nowhere/v.sock", settings=settings) as producer:
         with pytest.raises(Unavailable, match="Redis"):
@@ -226,6 +240,36 @@ async def test_a_new_revision_is_tokenised_for_again(producer: Producer, start_s
     await start_stub(newer)
     vectors = await producer.embed(["the queue"])
     np.testing.assert_allclose(vectors, expected(newer, ["the queue"]))
+
+
+async def test_a_stream_is_tokenised_again_while_nothing_has_come(
+    producer: Producer, start_stub: Starter, card: ModelCard
+) -> None:
+    old = await start_stub()
+    await producer.embed(["a"])
+    newer = replace(card, revision="r2")
+    old.card = newer
+    await start_stub(newer)
+    pieces = [piece async for piece in producer.stream(["the queue"])]
+    assert [(piece.first, len(piece.vectors)) for piece in pieces] == [(0, 1)]
+
+
+async def test_a_thousand_who_ask_for_a_lost_redis_share_one_question(settings: Settings) -> None:
+    async with Producer("unix:///nowhere/v.sock", settings=settings) as producer:
+        asked = 0
+        ask = producer.fleet._refresh
+
+        async def counting() -> None:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(0.05)
+            await ask()
+
+        producer.fleet._refresh = counting  # type: ignore[method-assign] # to count
+        await asyncio.sleep(0.2)
+        answers = await asyncio.gather(*(producer.embed("a") for _ in range(1000)), return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
+    assert asked <= 3  # the background's and ours
 
 
 async def test_ids_for_an_old_revision_are_the_callers_to_make(producer: Producer, stub: Any, card: ModelCard) -> None:

@@ -10,19 +10,15 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer
-from tokenizers.decoders import WordPiece as WordPieceDecoder
-from tokenizers.models import BPE, WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from embedstream.consumer.model import Model
 from embedstream.shared.settings import Dtype, Settings
 
-_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _END = "<|endoftext|>"
-_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,12 +33,12 @@ def minilm() -> Model:
 
 
 @pytest.fixture
-def tiny_bert(tmp_path: Path) -> Callable[..., Path]:
+def tiny_bert(tmp_path: Path, wordpiece_json: str) -> Callable[..., Path]:
     """Makes a random BERT of 32 components: `tiny_bert(pooling="mean", normalize=True)`."""
 
     def make(pooling: str = "mean", *, normalize: bool = True, max_length: int = 48) -> Path:
         folder = tmp_path / f"bert-{pooling}-{normalize}"
-        tokenizer = _wordpiece()
+        tokenizer: Tokenizer = Tokenizer.from_str(wordpiece_json)
         torch.manual_seed(0)
         module = BertModel(
             BertConfig(
@@ -109,20 +105,6 @@ def tiny_decoder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-def _wordpiece() -> Tokenizer:
-    pieces = [*_SPECIAL, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), "the", "##ing", "queue"]
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer: Tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 (a token of a text)
-    tokenizer.normalizer = BertNormalizer()
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    tokenizer.decoder = WordPieceDecoder()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.add_special_tokens(_SPECIAL)
-    return tokenizer
 
 
 def _byte_pairs() -> Tokenizer:

@@ -64,6 +64,5 @@ def test_a_folder_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_braces_in_a_name_keep_one_hash_tag() -> None:
     keys = Keys("ek", "a{b}c")
     assert keys.base == "ek:{a(b)c}"
-    assert all(
-        key.startswith("ek:{a(b)c}:") for key in (keys.live, keys.reply("x"), keys.result(b"\1"), keys.card(b"\2", 0))
-    )
+    for key in (keys.live, keys.reply("x"), keys.result(b"\1"), keys.card(b"\2", 0), keys.dead_letters):
+        assert key.startswith("ek:{a(b)c}:")

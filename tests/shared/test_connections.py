@@ -83,13 +83,14 @@ async def test_a_pause_ends_when_woken() -> None:
 
 @pytest.mark.integration
 async def test_clients_never_retry_by_themselves(redis_url: str) -> None:
-    for client in (connect(redis_url), connect_reader(redis_url)):
+    clients: list[Any] = [connect(redis_url), connect_reader(redis_url)]
+    for client in clients:
         connection = await client.connection_pool.get_connection()
         assert connection.retry._retries == 0
         await client.connection_pool.release(connection)
         await client.aclose()
     blocking = connect_sync(redis_url)
-    assert blocking.connection_pool.get_connection().retry._retries == 0  # type: ignore[no-untyped-call] # redis-py
+    assert blocking.connection_pool.get_connection().retry._retries == 0
     blocking.close()
 
 

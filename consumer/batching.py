@@ -19,7 +19,8 @@ from embedstream.shared.tokenization import offsets
 from .entries import Entry
 
 BULK_SHARE = 0.1
-"""The part of all tokens that bulk rows get while interactive rows keep coming."""
+"""The part of all batches that bulk leads while interactive rows keep coming. Batches are counted, not tokens: a
+trickle of short queries takes few tokens and all of the device's turns."""
 LIKE, LIKE_TOKENS = 2, 32
 """Rows go together up to this multiple of the shortest plus so many tokens: beyond, padding costs more than a batch."""
 
@@ -132,7 +133,7 @@ class RowQueue:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._lanes = {lane: _Waiting() for lane in LANES}
-        self._owed_to_bulk = 0.0
+        self._turns_owed_to_bulk = 0.0
 
     def __len__(self) -> int:
         return sum(len(lane.lengths) for lane in self._lanes.values())
@@ -149,23 +150,24 @@ class RowQueue:
     def take(self) -> MicroBatch | None:
         """The next micro-batch, or None when nothing waits."""
         interactive, bulk = self._lanes[Lane.INTERACTIVE], self._lanes[Lane.BULK]
-        bulk_leads = len(bulk.lengths) > 0 and (len(interactive.lengths) == 0 or self._owed_to_bulk >= self.budget)
+        bulk_leads = len(bulk.lengths) > 0 and (len(interactive.lengths) == 0 or self._turns_owed_to_bulk >= 1)
         lead, other = (bulk, interactive) if bulk_leads else (interactive, bulk)
         if len(lead.lengths) == 0:
             return None
+        self._settle(bulk_waits=len(bulk.lengths) > 0, bulk_leads=bulk_leads)
         places = choose(lead.lengths, self.budget)
         longest = int(lead.lengths[places[0]])
         beside = fill(other.lengths, longest, self.budget // max(1, longest) - len(places))
-        led = int(lead.lengths[places].sum())
-        filled = int(other.lengths[beside].sum())
-        self._settle(bulk_tokens=led if bulk_leads else filled, interactive_tokens=filled if bulk_leads else led)
         return _join(lead.take(places), other.take(beside))
 
-    def _settle(self, bulk_tokens: int, interactive_tokens: int) -> None:
-        """Book what bulk rows got and are owed; the debt never exceeds one batch, so a quiet lane saves nothing up."""
-        owed = self._owed_to_bulk + BULK_SHARE * (bulk_tokens + interactive_tokens) - bulk_tokens
-        waiting = len(self._lanes[Lane.BULK].lengths) > 0
-        self._owed_to_bulk = min(max(owed, 0.0), float(self.budget)) if waiting else 0.0
+    def _settle(self, *, bulk_waits: bool, bulk_leads: bool) -> None:
+        """Book a turn. Only a turn of its own pays bulk off: what fills other batches are its short rows alone."""
+        if not bulk_waits:
+            self._turns_owed_to_bulk = 0.0  # a quiet lane saves nothing up
+        elif bulk_leads:
+            self._turns_owed_to_bulk = max(0.0, self._turns_owed_to_bulk - 1)
+        else:
+            self._turns_owed_to_bulk += BULK_SHARE / (1 - BULK_SHARE)
 
 
 def _join(first: MicroBatch, second: MicroBatch) -> MicroBatch:

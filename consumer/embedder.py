@@ -33,16 +33,18 @@ _NOT_FINITE = "The model computed a vector that is not finite (NaN or infinity).
 
 @dataclass(frozen=True, slots=True)
 class RowVectors:
-    """What some rows of a micro-batch became.
+    """What the rows of a micro-batch with equal options became.
 
     Args:
         rows: (n,) places in the micro-batch.
-        vectors: for each row (vectors, dim) in its job's number format.
+        vectors: (sum of their vectors, dim) in the number format asked for.
+        bounds: (n + 1,) where each row's token vectors begin; None for one vector a row.
         finite: (n,) whether the row's float32 vectors were all finite.
     """
 
     rows: NDArray[np.int64]
-    vectors: list[NDArray[Any]]
+    vectors: NDArray[Any]
+    bounds: NDArray[np.int64] | None
     finite: NDArray[np.bool_]
 
 
@@ -81,7 +83,7 @@ class Embedder:
         some = torch.from_numpy(rows).to(hidden.device)
         vectors = pool(self._model.recipe.pooling, hidden[some], mask[some])
         matrix, finite = self._finish(vectors, options)
-        return RowVectors(rows, list(matrix[:, None, :]), finite)
+        return RowVectors(rows, matrix, None, finite)
 
     def _per_token(
         self, hidden: Tensor, mask: Tensor, batch: MicroBatch, options: VectorOptions, rows: NDArray[np.int64]
@@ -89,7 +91,7 @@ class Embedder:
         some = torch.from_numpy(rows).to(hidden.device)
         matrix, finite = self._finish(all_tokens(hidden[some], mask[some]), options)
         bounds = offsets(batch.lengths[rows])
-        return RowVectors(rows, np.split(matrix, bounds[1:-1]), np.logical_and.reduceat(finite, bounds[:-1]))
+        return RowVectors(rows, matrix, bounds, np.logical_and.reduceat(finite, bounds[:-1]))
 
     def _finish(self, vectors: Tensor, options: VectorOptions) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """(n, dim) float32 to the options' size, length and format, and which rows were finite before the cast."""
@@ -116,17 +118,21 @@ def deliver(batch: MicroBatch, embedded: Embedded, started_ms: float) -> None:
     for group in embedded.groups:
         for owner, places in _by_owner(batch.owner[group.rows]):
             entry = batch.entries[owner]
-            good = places[group.finite[places]]
-            bad = places[~group.finite[places]]
-            entry.store(batch.row[group.rows[good]].tolist(), [group.vectors[place] for place in good])
-            if len(bad):
-                entry.fail(batch.row[group.rows[bad]].tolist(), Status.FAILED, _NOT_FINITE)
+            rows = batch.row[group.rows[places]]
+            good = group.finite[places]
+            if group.bounds is None:
+                entry.store(rows[good], group.vectors[places[good]])
+            else:
+                for row, place in zip(rows[good].tolist(), places[good], strict=True):
+                    entry.store_tokens(row, group.vectors[group.bounds[place] : group.bounds[place + 1]])
+            if not good.all():
+                entry.fail(rows[~good], Status.FAILED, _NOT_FINITE)
 
 
 def fail(batch: MicroBatch, message: str) -> None:
     """Give up all rows of a batch."""
     for owner, places in _by_owner(batch.owner):
-        batch.entries[owner].fail(batch.row[places].tolist(), Status.FAILED, message)
+        batch.entries[owner].fail(batch.row[places], Status.FAILED, message)
 
 
 def _groups(batch: MicroBatch) -> Iterator[tuple[VectorOptions, NDArray[np.int64]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,14 +56,14 @@ class Entry:
     rows: NDArray[np.void] = field(init=False)
     _left: int = field(init=False)
     _messages: list[str] = field(init=False, default_factory=list)
-    _vectors: list[NDArray[Any] | None] = field(init=False)
+    _pooled: NDArray[Any] | None = field(init=False, default=None)
+    _per_token: dict[int, NDArray[Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows = np.zeros(self.job.n_inputs, ROW)
         self.rows["tokens"] = self.tokens.lengths
         self.rows["flags"] = np.where(self.truncated, ROW_TRUNCATED, 0)
         self._left = self.job.n_inputs
-        self._vectors = [None] * self.job.n_inputs
 
     @property
     def done(self) -> bool:
@@ -75,26 +74,41 @@ class Entry:
         """Rows that have not failed, to be computed."""
         return np.flatnonzero(self.rows["status"] == Status.OK)
 
-    def store(self, rows: Iterable[int], vectors: Iterable[NDArray[Any]]) -> None:
-        """Keep the vectors of some rows: each (vectors, dim) in the job's number format."""
-        for row, matrix in zip(rows, vectors, strict=True):
-            self._vectors[row] = matrix
-            self.rows["vectors"][row] = len(matrix)
-            self._left -= 1
+    def store(self, rows: NDArray[np.int64], vectors: NDArray[Any]) -> None:
+        """Keep one vector for each of some rows: (rows, dim) in the job's number format."""
+        if self._pooled is None:
+            self._pooled = np.empty((self.job.n_inputs, vectors.shape[1]), vectors.dtype)
+        self._pooled[rows] = vectors
+        self.rows["vectors"][rows] = 1
+        self._left -= len(rows)
 
-    def fail(self, rows: Iterable[int], status: Status, message: str) -> None:
+    def store_tokens(self, row: int, vectors: NDArray[Any]) -> None:
+        """Keep the token vectors of a row: (tokens, dim) in the job's number format."""
+        self._per_token[row] = vectors
+        self.rows["vectors"][row] = len(vectors)
+        self._left -= 1
+
+    def fail(self, rows: NDArray[np.int64], status: Status, message: str) -> None:
         """Give some rows up, all for one reason."""
         self._messages.append(message)
-        for row in rows:
-            self.rows["status"][row] = status
-            self.rows["message"][row] = len(self._messages)
-            self._left -= 1
+        self.rows["status"][rows] = status
+        self.rows["message"][rows] = len(self._messages)
+        self._left -= len(rows)
+
+    @property
+    def result_bytes(self) -> int:
+        """Size of the vectors kept."""
+        pooled = 0 if self._pooled is None else self._pooled.nbytes
+        return pooled + sum(vectors.nbytes for vectors in self._per_token.values())
 
     def result(self, fingerprint: bytes) -> ResultPart:
         """The whole answer, to be split into parts."""
-        matrices = [matrix for matrix in self._vectors if matrix is not None]
         dtype = self.job.options.dtype
-        vectors: NDArray[Any] = np.concatenate(matrices) if matrices else np.empty((0, 0), dtype.numpy)
+        vectors: NDArray[Any] = np.empty((0, 0), dtype.numpy)
+        if self._pooled is not None:
+            vectors = self._pooled[self.rows["vectors"] > 0]
+        elif self._per_token:
+            vectors = np.concatenate([self._per_token[row] for row in sorted(self._per_token)])
         waited_ms = 0.0 if self.started_ms is None else self.started_ms - self.raw.enqueued_ms
         computed = self.rows["tokens"][self.rows["status"] == Status.OK]
         return ResultPart(

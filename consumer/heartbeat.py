@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from embedstream.shared.cards import Announcement, ModelCard, ModelEntry
+from embedstream.shared.cards import Announcement, ModelCard
 from embedstream.shared.connections import Script, connect_sync
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.logs import get_logger
 
 _NAMES_EVERY = 10
 """Beats between two looks at the table of models, which a FLUSHALL may have emptied."""
+
+_SLOW_BEAT_MS = 100
+"""A beat that took longer says too little about Redis's clock."""
 
 log = get_logger()
 _SCRIPT = Script("embedstream.consumer", "heartbeat.lua")
@@ -43,12 +47,11 @@ class Heartbeat:
         self._keys = keys
         self._fingerprint = card.fingerprint
         self._card_pieces = card.encode()
-        entry = ModelEntry(card.model, card.fingerprint.hex(), len(self._card_pieces))
-        self._table: dict[Any, Any] = dict.fromkeys(announcement.names, entry.encode())
-        self._announcement = announcement
+        self._announcement = replace(announcement, pieces=len(self._card_pieces))
+        self._table: dict[Any, Any] = dict.fromkeys(announcement.names, self._announcement.card.encode())
         self._interval_s = interval_ms / 1000
         self._ttl_ms = ttl_ms
-        self._offset_ms = 0.0
+        self._offset_ms: float | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -78,7 +81,7 @@ class Heartbeat:
 
     def redis_now_ms(self) -> float:
         """The time on Redis's clock, in milliseconds, as of the last beat."""
-        return time.time() * 1000 + self._offset_ms
+        return time.time() * 1000 + (self._offset_ms or 0.0)
 
     def _run(self) -> None:
         beat = 0
@@ -101,7 +104,9 @@ class Heartbeat:
         ]
         args = (self._announcement.encode(), self._ttl_ms, self._announcement.consumer)
         now_ms, card_there = _SCRIPT.run_sync(self._redis, keys, args)
-        self._offset_ms = now_ms - (before_ms + time.time() * 1000) / 2
+        after_ms = time.time() * 1000
+        if after_ms - before_ms < _SLOW_BEAT_MS or self._offset_ms is None:
+            self._offset_ms = now_ms - (before_ms + after_ms) / 2
         if not card_there:
             self._publish_card()
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from embedstream.shared import jobs
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import InvalidInput, MalformedJob
-from embedstream.shared.jobs import Job, LongInputs
+from embedstream.shared.jobs import Job, LongInputs, TruncationSide
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.results import ResultPart, Status, failed
@@ -108,7 +108,8 @@ class Intake:
         recipe = self._recipe
         cutting = job.long_inputs is LongInputs.TRUNCATE
         if job.texts is not None:
-            specials = self._tokenizer.n_special if job.add_special_tokens else 0
+            keeps_specials = job.add_special_tokens and job.truncation_side is TruncationSide.MODEL
+            specials = self._tokenizer.n_special if keeps_specials else 0
             limit = resolve_truncation((job.truncate_to or -1) if cutting else None, recipe, specials)
             whole = await asyncio.to_thread(
                 self._tokenizer.encode, job.texts, add_special_tokens=job.add_special_tokens
@@ -138,7 +139,7 @@ class Intake:
         most, lengths, ids = self._recipe.max_length, entry.tokens.lengths, entry.tokens.ids
         if too_long.any():
             entry.fail(
-                np.flatnonzero(too_long).tolist(),
+                np.flatnonzero(too_long),
                 Status.INPUT_TOO_LONG,
                 f"This model's maximum context length is {most} tokens, and the input is longer.",
             )
@@ -151,7 +152,7 @@ class Intake:
         ):
             bad = np.flatnonzero(rows & (entry.rows["status"] == Status.OK))
             if len(bad):
-                entry.fail(bad.tolist(), Status.INVALID_INPUT, message)
+                entry.fail(bad, Status.INVALID_INPUT, message)
 
     def _refuse(self, raw: RawEntry, job: Job, reply_to: str, status: Status, reason: str) -> Refused:
         answer = failed(

@@ -26,6 +26,7 @@ from .worker import Worker
 CPU_BATCH_TOKENS = 4096  # larger batches fall out of a CPU's cache
 CUDA_BATCH_TOKENS = 65_536
 STATUS_TTL_S = 3600
+DRAIN_SHARE = 0.9  # of the time to stop; the rest is for saying goodbye
 
 log = get_logger()
 
@@ -65,13 +66,13 @@ async def _serve(settings: Settings, url: str, model: Model, keys: Keys, consume
         dtype=model.dtype,
         device=str(model.device),
         revision=model.card.revision,
-        started_s=int(time.time()),
+        started_s=time.time(),
     )
     heartbeat = Heartbeat(
         url, keys, model.card, announcement, settings.heartbeat_interval_ms, settings.heartbeat_ttl_ms
     )
     budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
-    worker = Worker(model, redis, reader, keys, consumer, heartbeat, budget)
+    worker = Worker(model, redis, reader, keys, consumer, heartbeat, budget, settings.shutdown_timeout_s * DRAIN_SHARE)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)

@@ -19,12 +19,13 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import EmbedstreamError, ModelLoadError
+from embedstream.shared.jobs import longest_input
 from embedstream.shared.logs import get_logger
 from embedstream.shared.models import locate
 from embedstream.shared.recipe import Recipe
 from embedstream.shared.recipe_files import read_recipe, transformer_folder
 from embedstream.shared.settings import Settings
-from embedstream.shared.tokenization import TextTokenizer
+from embedstream.shared.tokenization import TextTokenizer, finished
 
 from .device import choose_device, choose_dtype, thread_count
 from .tokenizer_files import tokenizer_json
@@ -76,7 +77,7 @@ class Model:
             torch.set_num_threads(thread_count(settings))
         with _quiet():
             module = _load_module(folder, device, dtype)
-            tokenizer_text = tokenizer_json(folder)
+            tokenizer_text = finished(tokenizer_json(folder), do_lower_case=recipe.do_lower_case)
         recipe = _check_vocabulary(module, recipe)
         tokenizer = TextTokenizer(tokenizer_text, recipe)
         _check_tokenizer(tokenizer, recipe)
@@ -198,9 +199,15 @@ def _takes_pooling_layer(config: Any) -> bool:
 
 
 def _check_vocabulary(module: Any, recipe: Recipe) -> Recipe:
-    """The recipe with the rows there really are in the embedding matrix: a higher id would end in an index error."""
+    """The recipe with the rows there really are in the embedding matrix: a higher id would end in an index error.
+
+    Its limit is at most what a job can carry.
+    """
     rows = int(module.get_input_embeddings().weight.shape[0])
-    return replace(recipe, vocab_size=rows)
+    most = longest_input(rows)
+    if recipe.max_length > most:
+        log.warning("model.limit_lowered", max_length=recipe.max_length, to=most, reason="the largest job")
+    return replace(recipe, vocab_size=rows, max_length=min(recipe.max_length, most))
 
 
 def _check_tokenizer(tokenizer: TextTokenizer, recipe: Recipe) -> None:

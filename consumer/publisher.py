@@ -2,7 +2,8 @@
 
 All parts of an answer but the last are plain additions, which callers recognise when they come twice. The transaction
 then holds the last part, the acknowledgement and the deletion: a job is either on its lane or answered, never neither.
-It is repeated until Redis confirms it; a repetition changes nothing.
+It is repeated until Redis confirms it; a repetition changes nothing. A reply that Redis refuses for good, because the
+caller's key is no stream, is given up with a log line: it must not hold back the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
-from embedstream.shared.connections import after_failure, backoff_s
+from embedstream.shared.connections import after_failure, backoff_s, is_transient
 from embedstream.shared.keys import FIELD_PARTS, GROUP, Keys
 from embedstream.shared.lanes import LANES
 from embedstream.shared.logs import get_logger
@@ -27,11 +28,15 @@ from .intake import Refused
 
 MAX_TRANSACTION_JOBS = 256
 DEAD_LETTER_LIMIT = 100_000
+MAX_WRITE_BYTES = 8 * 1024 * 1024
+MOST_WAITING_BYTES = 64 * 1024 * 1024
+ANSWER_BYTES = 1024
+"""What an answer weighs beside its parts."""
 
 log = get_logger()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A job that leaves its lane, with what its caller is told.
 
@@ -43,6 +48,7 @@ class Answer:
         request_id: of the job.
         result_ttl_s: seconds to keep the parts under the result key; 0 for not at all.
         dead_letter: why the entry is kept as a dead letter, or "".
+        sent: parts that Redis has confirmed.
     """
 
     raw: RawEntry
@@ -52,6 +58,12 @@ class Answer:
     request_id: bytes
     result_ttl_s: int = 0
     dead_letter: str = ""
+    sent: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(map(len, self.parts))
 
 
 def answer_of(entry: Entry, fingerprint: bytes) -> Answer:
@@ -84,17 +96,24 @@ class Publisher:
     Args:
         redis: client for short commands.
         keys: of the model.
-        most_waiting: answers that may wait here before `put` makes the worker wait.
+        most_waiting_bytes: answers that may wait here before `put` makes its caller wait.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, most_waiting: int = 1024) -> None:
+    def __init__(self, redis: Redis, keys: Keys, most_waiting_bytes: int = MOST_WAITING_BYTES) -> None:
         self._redis = redis
         self._keys = keys
-        self._queue: asyncio.Queue[Answer] = asyncio.Queue(most_waiting)
+        self._most_waiting_bytes = most_waiting_bytes
+        self._queue: asyncio.Queue[Answer] = asyncio.Queue()
+        self._waiting_bytes = 0
+        self._room = asyncio.Event()
 
     async def put(self, answer: Answer) -> None:
-        """Hand over an answer; waits while too many are undelivered."""
-        await self._queue.put(answer)
+        """Hand over an answer; waits while too much is undelivered."""
+        while self._waiting_bytes > self._most_waiting_bytes:
+            self._room.clear()
+            await self._room.wait()
+        self._waiting_bytes += answer.size + ANSWER_BYTES
+        self._queue.put_nowait(answer)
 
     async def flush(self) -> None:
         """Wait until everything handed over is confirmed by Redis."""
@@ -104,13 +123,15 @@ class Publisher:
         """Publish for ever."""
         while True:
             answers = [await self._queue.get()]
-            size = _size(answers[0])
+            size = answers[0].size
             while len(answers) < MAX_TRANSACTION_JOBS and size < MAX_PART_BYTES and not self._queue.empty():
                 answers.append(self._queue.get_nowait())
-                size += _size(answers[-1])
+                size += answers[-1].size
             await self._until_confirmed(answers)
-            for _ in answers:
+            for answer in answers:
+                self._waiting_bytes -= answer.size + ANSWER_BYTES
                 self._queue.task_done()
+            self._room.set()
 
     async def _until_confirmed(self, answers: list[Answer]) -> None:
         for pause_s in backoff_s():
@@ -125,17 +146,12 @@ class Publisher:
                 return
 
     async def _publish(self, answers: list[Answer]) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for answer in answers:
-                for number, part in list(zip(answer.numbers, answer.parts, strict=True))[:-1]:
-                    self._store(pipe, answer, number, part)
-                    if answer.reply_to:
-                        pipe.xadd(answer.reply_to, {FIELD_PARTS: frame([part])}, nomkstream=True)
-            if len(pipe):
-                await pipe.execute()
+        for answer in answers:
+            while answer.sent < len(answer.parts) - 1:
+                await self._send_parts(answer)
         async with self._redis.pipeline(transaction=True) as pipe:
             for reply_to, parts in _last_parts(answers):
-                for piece in _within_limit(parts):
+                for piece in _within(parts, MAX_PART_BYTES):
                     pipe.xadd(reply_to, {FIELD_PARTS: frame(piece)}, nomkstream=True)
             for answer in answers:
                 if answer.parts:
@@ -147,7 +163,20 @@ class Publisher:
                 if ids:
                     pipe.xack(self._keys.lane(lane), GROUP, *ids)
                     pipe.xdel(self._keys.lane(lane), *ids)
-            await pipe.execute()
+            # Refused as a whole (out of memory, read-only) it raises, and nothing of it was done.
+            _check(await pipe.execute(raise_on_error=False))
+
+    async def _send_parts(self, answer: Answer) -> None:
+        """The next parts of an answer, but not its last: so many as one write takes well within its timeout."""
+        waiting = list(zip(answer.numbers, answer.parts, strict=True))[answer.sent : -1]
+        some = next(_within([part for _, part in waiting], MAX_WRITE_BYTES))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for number, part in waiting[: len(some)]:
+                self._store(pipe, answer, number, part)
+                if answer.reply_to:
+                    pipe.xadd(answer.reply_to, {FIELD_PARTS: frame([part])}, nomkstream=True)
+            _check(await pipe.execute(raise_on_error=False) if len(pipe) else [])
+        answer.sent += len(some)
 
     def _store(self, pipe: Pipeline, answer: Answer, number: str, part: bytes) -> None:
         if answer.result_ttl_s:
@@ -166,8 +195,14 @@ class Publisher:
         pipe.xadd(self._keys.dead_letters, fields, maxlen=DEAD_LETTER_LIMIT)
 
 
-def _size(answer: Answer) -> int:
-    return sum(map(len, answer.parts))
+def _check(outcomes: list[Any]) -> None:
+    """Raise what is worth another try; log what never will be, and let it go."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    for error in errors:
+        if is_transient(error):
+            raise error
+    for error in errors:
+        log.error("publisher.reply_refused", error=repr(error))
 
 
 def _last_parts(answers: Iterable[Answer]) -> Iterator[tuple[str, list[bytes]]]:
@@ -179,12 +214,12 @@ def _last_parts(answers: Iterable[Answer]) -> Iterator[tuple[str, list[bytes]]]:
     yield from streams.items()
 
 
-def _within_limit(parts: list[bytes]) -> Iterator[list[bytes]]:
-    """Groups of parts of about 1 MiB at most."""
+def _within(parts: list[bytes], most_bytes: int) -> Iterator[list[bytes]]:
+    """Groups of parts of at most so many bytes; a larger part is a group alone."""
     group: list[bytes] = []
     size = 0
     for part in parts:
-        if group and size + len(part) > MAX_PART_BYTES:
+        if group and size + len(part) > most_bytes:
             yield group
             group, size = [], 0
         group.append(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from redis.asyncio import Redis
@@ -57,42 +58,44 @@ class LaneReader:
         """Entries of one lane that one read may bring, from the size of those read lately."""
         return int(min(MAX_COUNT, max(MIN_COUNT, MAX_READ_BYTES / len(LANES) / self._largest)))
 
-    async def wait(self) -> list[RawEntry]:
-        """Entries of both lanes as soon as there are any; after a second without, an empty list."""
-        return await self._read(dict.fromkeys(LANES, MIN_COUNT), BLOCK_MS)
+    async def wait(self, lanes: Iterable[Lane], count: int, block_ms: int = BLOCK_MS) -> list[RawEntry]:
+        """Up to so many entries of each of some lanes as soon as there are any; after a while without, an empty list.
+
+        Args:
+            lanes: at least one.
+            count: at least 1.
+            block_ms: the longest wait.
+        """
+        try:
+            streams: dict[Any, Any] = {self._keys.lane(lane): ">" for lane in lanes}
+            reply: Any = await self._redis.xreadgroup(GROUP, self._consumer, streams, min(count, self.most), block_ms)
+        except (RedisError, OSError) as error:
+            await self._recover(error)
+            return []
+        return self._entries(reply)
 
     async def take(self, counts: dict[Lane, int]) -> list[RawEntry]:
         """Up to so many entries of each lane, without waiting."""
         wanted = {lane: min(count, self.most) for lane, count in counts.items() if count > 0}
-        return await self._read(wanted, None) if wanted else []
-
-    async def _read(self, counts: dict[Lane, int], block_ms: int | None) -> list[RawEntry]:
-        """One trip. A failure is logged, followed by a pause, and reads as nothing: the loop must never end on it."""
+        if not wanted:
+            return []
         try:
-            if block_ms is None:
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for lane, count in counts.items():
-                        pipe.xreadgroup(GROUP, self._consumer, {self._keys.lane(lane): ">"}, count)
-                    replies: list[Any] = await pipe.execute()
-            else:
-                streams: dict[Any, Any] = {self._keys.lane(lane): ">" for lane in counts}
-                count = min(counts.values())  # COUNT is for each stream
-                replies = [await self._redis.xreadgroup(GROUP, self._consumer, streams, count, block_ms)]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for lane, count in wanted.items():
+                    pipe.xreadgroup(GROUP, self._consumer, {self._keys.lane(lane): ">"}, count)
+                replies: list[Any] = await pipe.execute(raise_on_error=False)
         except (RedisError, OSError) as error:
             await self._recover(error)
             return []
-        self._pauses = backoff_s()
-        entries = [
-            RawEntry(self._lane_of[stream], entry_id, fields)
-            for reply in replies
-            for stream, items in reply or ()
-            for entry_id, fields in items
-            if fields is not None
-        ]
-        self._observe(entries)
+        # What one lane gave is under our lease, even when the other lane has lost its group.
+        entries = [entry for reply in replies if not isinstance(reply, Exception) for entry in self._entries(reply)]
+        failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        if failed is not None:
+            await self._recover(failed)
         return entries
 
     async def _recover(self, error: Exception) -> None:
+        """Log and pause: a failed read reads as nothing, and the loop never ends on it."""
         log.warning("reader.failed", error=repr(error))
         await after_failure(self._redis, error)
         await asyncio.sleep(next(self._pauses))
@@ -101,6 +104,17 @@ class LaneReader:
                 await self.prepare()
             except (RedisError, OSError) as second:
                 log.warning("reader.no_group", error=repr(second))
+
+    def _entries(self, reply: Any) -> list[RawEntry]:
+        self._pauses = backoff_s()
+        entries = [
+            RawEntry(self._lane_of[stream], entry_id, fields)
+            for stream, items in reply or ()
+            for entry_id, fields in items
+            if fields is not None
+        ]
+        self._observe(entries)
+        return entries
 
     def _observe(self, entries: list[RawEntry]) -> None:
         # Falls slowly and rises at once, so that one large entry makes the next reads careful.

@@ -1,5 +1,17 @@
 """The producer library: text in, vectors out, straight through the queue, without torch or model files."""
 
+from embedstream.shared.errors import (
+    EmbedstreamError,
+    InputTooLong,
+    InvalidInput,
+    JobFailed,
+    NotServed,
+    Overloaded,
+    ResultTimeout,
+    ServerNotFound,
+    StaleCard,
+    Unavailable,
+)
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorType
 
@@ -10,10 +22,20 @@ from .sync import SyncProducer
 __all__ = [
     "EmbeddedSlice",
     "Embeddings",
+    "EmbedstreamError",
+    "InputTooLong",
+    "InvalidInput",
+    "JobFailed",
     "Lane",
+    "NotServed",
     "Options",
+    "Overloaded",
     "Prepared",
     "Producer",
+    "ResultTimeout",
+    "ServerNotFound",
+    "StaleCard",
     "SyncProducer",
+    "Unavailable",
     "VectorType",
 ]

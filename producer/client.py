@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 
 from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect, connect_reader
-from embedstream.shared.errors import StaleCard, Unavailable
+from embedstream.shared.errors import ResultTimeout, StaleCard, Unavailable
+from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
 from embedstream.shared.options import VectorOptions, VectorType
@@ -24,7 +25,7 @@ from embedstream.shared.runfile import the_only_live
 from embedstream.shared.settings import Settings
 
 from .enqueue import Writer
-from .fleet import Fleet, ServedModel
+from .fleet import Fleet
 from .pending import PendingRequest, raise_for_rows
 from .prepare import prepare
 from .reconcile import Reconciler
@@ -38,7 +39,6 @@ log = get_logger()
 class _Session:
     """What one reply stream needs: made when the model, and with it the keys, is known."""
 
-    served: ServedModel
     writer: Writer
     replies: Replies
     lost_contact: asyncio.Event
@@ -46,7 +46,7 @@ class _Session:
 
 
 class Producer:
-    """Embeds through the queue. Open it with `async with`; one is enough for a process.
+    """Embeds through the queue. Open it once, with `async with`; one is enough for a process.
 
     It needs no model files: tokenizer and limits come as a card from the consumers.
 
@@ -66,12 +66,12 @@ class Producer:
         if url is None:
             server = the_only_live()
             url, prefix = server.redis_url, server.key_prefix
+        self._url = url
         self._redis = connect(url)
-        self._reader = connect_reader(url)
         self._instance = os.urandom(8).hex()
         self.fleet = Fleet(self._redis, prefix, model, CardCache(self._settings.card_cache_dir))
         """What is known of the consumers, kept fresh in the background."""
-        self._session: _Session | None = None
+        self._sessions: dict[Keys, _Session] = {}  # more than one only after the model on the queue was replaced
         self._opening = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._poll: asyncio.Task[None] | None = None
@@ -86,30 +86,37 @@ class Producer:
         await self.close()
 
     async def open(self) -> None:
-        """Begin to follow the fleet. Redis and the consumers may still be away: requests say so."""
+        """Begin to follow the fleet. Redis and the consumers may still be away: requests say so.
+
+        Raises:
+            RuntimeError: it was closed before; make a new one.
+        """
+        if self._stopping.is_set():
+            raise RuntimeError("a producer is opened once; make a new one")
         if self._poll is None:
             await self.fleet.refresh()
             self._poll = _start(self.fleet.run(self._stopping), "fleet")
 
     async def close(self) -> None:
         """Stop, and leave nothing behind in Redis. Requests still under way end with `Unavailable`."""
-        session, self._session = self._session, None
-        tasks = [task for task in (self._poll, *(session.tasks if session else ())) if task is not None]
-        self._poll = None
+        if self._stopping.is_set():
+            return
         self._stopping.set()
-        if session is not None:
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        for session in sessions:
             for request in session.replies.requests.values():
                 request.fail(Unavailable("The producer was closed."))
             session.lost_contact.set()
             session.writer.wake()
             await session.replies.wake()
+        tasks = [*([self._poll] if self._poll else []), *(task for session in sessions for task in session.tasks)]
         if tasks:
             # The loops end by themselves. Cancelling a command under way would cost its connection, and redis-py may
             # swallow the cancellation.
             await asyncio.wait(tasks, timeout=READER_TIMEOUT_S + COMMAND_TIMEOUT_S)
-        if session is not None:
+        for session in sessions:
             await session.replies.drop()
-        await self._reader.aclose()
         await self._redis.aclose()
 
     async def embed(
@@ -216,16 +223,17 @@ class Producer:
         if len(inputs) == 0:
             return
         prepared = await self.prepare(inputs, options)
+        deadline_s = self._deadline_s(prepared)
         begun = False
         try:
-            async for part in self._parts(prepared):
+            async for part in self._parts(prepared, deadline_s):
                 raise_for_rows(part)
                 begun = True
                 yield EmbeddedSlice(part.first_row, part.vectors)
         except StaleCard:
             if begun or not prepared.is_text:
                 raise
-            async for part in self._parts(await self._prepare_again(prepared)):
+            async for part in self._parts(await self._prepare_again(prepared), deadline_s):
                 raise_for_rows(part)
                 yield EmbeddedSlice(part.first_row, part.vectors)
 
@@ -244,12 +252,18 @@ class Producer:
         Raises:
             EmbedstreamError: as `embed` says.
         """
+        deadline_s = self._deadline_s(prepared)
         try:
-            return await self._collect(prepared)
+            return await self._collect(prepared, deadline_s)
         except StaleCard:
             if not prepared.is_text:
                 raise  # only the caller can make new ids
-        return await self._collect(await self._prepare_again(prepared))
+        return await self._collect(await self._prepare_again(prepared), deadline_s)
+
+    def _deadline_s(self, prepared: Prepared) -> float:
+        """When the result is no longer wanted, on the event loop's clock."""
+        given_s = prepared.options.timeout_s
+        return asyncio.get_running_loop().time() + (self._settings.request_timeout_s if given_s is None else given_s)
 
     async def _prepare_again(self, prepared: Prepared) -> Prepared:
         """The same request, tokenised for the revision that is served by now."""
@@ -257,9 +271,9 @@ class Producer:
         await self.fleet.refresh()
         return await self.prepare(prepared.inputs, prepared.options)
 
-    async def _collect(self, prepared: Prepared) -> Embeddings:
+    async def _collect(self, prepared: Prepared, deadline_s: float) -> Embeddings:
         parts: list[ResultPart] = []
-        async for part in self._parts(prepared):
+        async for part in self._parts(prepared, deadline_s):
             raise_for_rows(part)
             parts.append(part)
         parts.sort(key=lambda part: (part.job, part.part))
@@ -276,50 +290,49 @@ class Producer:
             ),
         )
 
-    async def _parts(self, prepared: Prepared) -> AsyncIterator[ResultPart]:
+    async def _parts(self, prepared: Prepared, deadline_s: float) -> AsyncIterator[ResultPart]:
         session = await self._ready()
         now = asyncio.get_running_loop().time()
-        timeout_s = prepared.options.timeout_s or self._settings.request_timeout_s
         request_id = os.urandom(16)
-        jobs = cut_into_jobs(prepared, request_id, max(1, int(timeout_s * 1000)))
-        request = PendingRequest(request_id, jobs, now, now + timeout_s)
+        jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
+        request = PendingRequest(request_id, jobs, now, deadline_s)
         session.replies.requests[request_id] = request
         try:
             session.writer.send(request, request.jobs)
             async for part in request.parts():
                 yield part
         finally:
+            request.fail(ResultTimeout("Nobody waits for it any more."))  # what has not been sent yet stays here
             del session.replies.requests[request_id]
 
     async def _ready(self) -> _Session:
         """The session of the model served now; made on the first request."""
-        if self._poll is None:
+        if self._poll is None or self._stopping.is_set():
             raise Unavailable("The producer is not open: use `async with Producer(...)`.")
-        served = self.fleet.served or await self.fleet.live()
+        keys = (self.fleet.served or await self.fleet.live()).keys
         async with self._opening:
-            if self._session is None:
-                self._session = await self._open_session(served)
-            elif self._session.served is not served:
-                self._session = replace(self._session, served=served)
-            return self._session
+            if keys not in self._sessions:
+                self._sessions[keys] = await self._open_session(keys)
+            return self._sessions[keys]
 
-    async def _open_session(self, served: ServedModel) -> _Session:
+    async def _open_session(self, keys: Keys) -> _Session:
         settings = self._settings
-        stream = served.keys.reply(self._instance)
+        stream = keys.reply(self._instance)
         lost_contact = asyncio.Event()
-        writer = Writer(self._redis, served.keys, stream, settings.max_lane_jobs, lost_contact)
-        replies = Replies(self._redis, self._reader, stream, settings.reply_ttl_s, lost_contact)
-        reconciler = Reconciler(self._redis, served.keys, writer, replies, settings.reconcile_after_s, lost_contact)
+        writer = Writer(self._redis, keys, stream, settings.max_lane_jobs, lost_contact)
+        replies = Replies(self._redis, connect_reader(self._url), stream, settings.reply_ttl_s, lost_contact)
+        reconciler = Reconciler(self._redis, keys, writer, replies, settings.reconcile_after_s, lost_contact)
         try:
             await replies.keep_alive()
         except (RedisError, OSError) as error:
+            await replies.drop()
             raise Unavailable("Redis cannot be reached.", retry_after_s=2.0) from error
         tasks = (
             _start(replies.run(self._stopping), "replies"),
             _start(writer.run(self._stopping), "enqueue"),
             _start(reconciler.run(self._stopping), "reconcile"),
         )
-        return _Session(served, writer, replies, lost_contact, tasks)
+        return _Session(writer, replies, lost_contact, tasks)
 
 
 def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

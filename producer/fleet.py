@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from embedstream.shared.cards import Announcement, CardCache, ModelCard, ModelEntry
 from embedstream.shared.connections import after_failure, pause
-from embedstream.shared.errors import Unavailable
+from embedstream.shared.errors import MalformedMessage, Unavailable
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.logs import get_logger
 from embedstream.shared.tokenization import TextTokenizer
@@ -20,6 +20,8 @@ POLL_S = 0.5
 _STALE_S = 2.0
 
 log = get_logger()
+
+Said = TypeVar("Said", ModelEntry, Announcement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Fleet:
         self._cache = cache
         self._checked_s = float("-inf")
         self._trouble: str | None = "Redis has not been asked yet."
+        self._unreadable: set[bytes] = set()  # values already complained about
         self._refreshing: asyncio.Task[None] | None = None
         self.redis_ok = False
         self.served: ServedModel | None = None
@@ -84,7 +87,7 @@ class Fleet:
         except Exception as error:  # whatever somebody wrote into these keys must not end the polling
             trouble = f"What consumers announce cannot be read: {error}"
             if trouble != self._trouble:
-                log.exception("fleet.unreadable")
+                log.exception("fleet.failed")
             self._trouble = trouble
         self._checked_s = asyncio.get_running_loop().time()
 
@@ -103,26 +106,48 @@ class Fleet:
 
     async def _refresh(self) -> None:
         table: Any = await self._redis.hgetall(models(self._prefix))
-        entries = {name.decode(): ModelEntry.decode(value) for name, value in table.items()}
+        entries = {name.decode(): entry for name, value in table.items() if (entry := self._read(ModelEntry, value))}
         entry = self._choose(entries)
         if entry is None:
             self.consumers = ()
             self._trouble = self._why_none(entries)
             return
         keys = Keys(self._prefix, entry.model)
+        members: Any = await self._redis.zrange(keys.live, 0, -1)
+        beats: Any = await self._redis.mget([keys.heartbeat(name.decode()) for name in members]) if members else ()
+        self.consumers = tuple(said for beat in beats if beat and (said := self._read(Announcement, beat)))
+        if self.consumers:
+            # Not what the table says: its last writer may have gone again, and left an older revision alone.
+            entry = max(self.consumers, key=lambda said: (said.started_s, said.consumer)).card
         names = (entry.model, *(name for name, other in entries.items() if other.model == entry.model != name))
-        if self.served is None or self.served.card.fingerprint.hex() != entry.fingerprint or self.served.keys != keys:
+        if not await self._follow(keys, names, entry):
+            self._trouble = f"The card of `{entry.model}` is not in Redis yet."
+            return
+        self._trouble = None if self.consumers else f"No consumer of `{entry.model}` is alive."
+
+    def _read(self, kind: type[Said], data: bytes) -> Said | None:
+        """What somebody wrote, or None: one unreadable value must not hide the others."""
+        try:
+            return kind.decode(data)
+        except MalformedMessage as error:
+            if data not in self._unreadable:
+                self._unreadable.add(data)
+                log.warning("fleet.unreadable", error=str(error))
+            return None
+
+    async def _follow(self, keys: Keys, names: tuple[str, ...], entry: ModelEntry) -> bool:
+        """Take up the card that is current; whether it could be had."""
+        served = self.served
+        if served is None or served.keys != keys or served.card.fingerprint.hex() != entry.fingerprint:
             card = await self._fetch(keys, entry)
             if card is None:
-                self._trouble = f"The card of `{entry.model}` is not in Redis yet."
-                return
+                return False
             tokenizer = await asyncio.to_thread(TextTokenizer, card.tokenizer, card.recipe)
             self.served = ServedModel(keys, names, card, tokenizer)
             log.info("fleet.model", model=entry.model, fingerprint=entry.fingerprint)
-        members: Any = await self._redis.zrange(keys.live, 0, -1)
-        beats: Any = await self._redis.mget([keys.heartbeat(name.decode()) for name in members]) if members else ()
-        self.consumers = tuple(Announcement.decode(beat) for beat in beats if beat is not None)
-        self._trouble = None if self.consumers else f"No consumer of `{entry.model}` is alive."
+        elif served.names != names:
+            self.served = replace(served, names=names)
+        return True
 
     def _choose(self, entries: dict[str, ModelEntry]) -> ModelEntry | None:
         if self._model is not None:
@@ -139,12 +164,12 @@ class Fleet:
 
     async def _fetch(self, keys: Keys, entry: ModelEntry) -> ModelCard | None:
         fingerprint = bytes.fromhex(entry.fingerprint)
-        cached = await asyncio.to_thread(self._cache.load, fingerprint)
-        if cached is not None and cached.model == entry.model:
+        cached = await asyncio.to_thread(self._cache.load, fingerprint, entry.model)
+        if cached is not None:
             return cached
         pieces: list[Any] = [await self._redis.get(keys.card(fingerprint, piece)) for piece in range(entry.pieces)]
         if any(piece is None for piece in pieces):
             return None
-        card = await asyncio.to_thread(ModelCard.decode, pieces, fingerprint)
+        card = await asyncio.to_thread(ModelCard.decode, pieces, fingerprint, entry.model)
         await asyncio.to_thread(self._cache.save, card)
         return card

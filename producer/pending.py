@@ -93,6 +93,10 @@ class PendingRequest:
         self._parts.append(part)
         self._news.set()
 
+    def time_left_s(self) -> float:
+        """Seconds until the deadline, on the event loop's clock."""
+        return self.deadline_s - asyncio.get_running_loop().time()
+
     def fail(self, error: EmbedstreamError) -> None:
         """End the request; its parts that have come are still handed out first."""
         if not self.done:

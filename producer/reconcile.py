@@ -22,8 +22,6 @@ from .pending import PendingRequest, SentJob
 from .replies import Replies
 
 PERIOD_S = 1.0
-KEEP_ALIVE_EVERY = 10
-"""Periods between two renewals of the reply stream while nothing is outstanding."""
 GIVE_UP_S = 2.0
 """A request that was never accepted fails when Redis is away for this long."""
 IDS_A_CALL = 1000
@@ -62,16 +60,13 @@ class Reconciler:
         self._down_since_s: float | None = None
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Look every second, and at once when contact was lost, until `stopping` is set."""
-        period = 0
+        """Renew the reply stream and look after the requests, every second and at once when contact was lost."""
         while not stopping.is_set():
             await pause(PERIOD_S, self._lost_contact)
             lost_contact = self._lost_contact.is_set()
             self._lost_contact.clear()
-            period += 1
             try:
-                if self._replies.requests or period % KEEP_ALIVE_EVERY == 0:
-                    await self._replies.keep_alive()
+                await self._replies.keep_alive()
                 await self._check(at_once=lost_contact)
                 self._down_since_s = None
             except (RedisError, OSError) as error:

@@ -50,9 +50,10 @@ class Replies:
 
     async def keep_alive(self) -> None:
         """Renew the stream's expiry; create it when it is gone, which loses what consumers wrote meanwhile."""
-        created, marker = await _SCRIPT.run(self._redis, [self._stream], [self._ttl_ms])
-        if created:
-            self._last = marker
+        created, newest = await _SCRIPT.run(self._redis, [self._stream], [self._ttl_ms])
+        if created or _order(newest) < _order(self._last):
+            # Gone, or older than what was read: a replica that lagged has taken over. All that is there is news.
+            self._last = b"0"
 
     async def wake(self) -> None:
         """End the blocking read that is under way, by an entry without parts."""
@@ -60,9 +61,10 @@ class Replies:
             await self._redis.xadd(self._stream, {FIELD_PARTS: b""}, nomkstream=True)
 
     async def drop(self) -> None:
-        """Remove the stream: nobody reads it any more."""
+        """Remove the stream and let the reader's connection go: nobody reads any more."""
         with suppress(RedisError, OSError):  # then it expires by itself
             await self._redis.delete(self._stream)
+        await self._reader.aclose()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Read until `stopping` is set."""
@@ -99,16 +101,27 @@ class Replies:
         return count
 
     def _dispatch(self, data: bytes) -> None:
-        try:
-            for part in results.unframe(data):
-                request = self.requests.get(part.request_id)
-                if request is not None:  # else: a duplicate, or its caller has gone
-                    request.add(part)
-        except MalformedResult as error:
-            log.error("replies.malformed", error=str(error), bytes=len(data))
+        parts = results.unframe(data)
+        while True:
+            try:
+                part = results.decode(next(parts))
+            except StopIteration:
+                return
+            except MalformedResult as error:  # reconciling asks again for what it was to answer
+                log.error("replies.malformed", error=str(error), bytes=len(data))
+                continue
+            request = self.requests.get(part.request_id)
+            if request is not None:  # else: a duplicate, or its caller has gone
+                request.add(part)
+
+
+def _order(entry_id: bytes) -> tuple[int, int]:
+    """A stream id as numbers."""
+    milliseconds, _, sequence = entry_id.partition(b"-")
+    return int(milliseconds), int(sequence or 0)
 
 
 def _following(entry_id: bytes) -> str:
     """The smallest stream id after this one."""
-    milliseconds, _, sequence = entry_id.decode().partition("-")
-    return f"{milliseconds}-{int(sequence or 0) + 1}"
+    milliseconds, sequence = _order(entry_id)
+    return f"{milliseconds}-{sequence + 1}"

@@ -40,7 +40,13 @@ class SyncProducer:
         self.close()
 
     def open(self) -> None:
-        """Start the thread and begin to follow the fleet."""
+        """Start the thread and begin to follow the fleet.
+
+        Raises:
+            RuntimeError: it was opened before; make a new one.
+        """
+        if self._thread.ident is not None:
+            raise RuntimeError("a producer is opened once; make a new one")
         self._thread.start()
         try:
             self._producer = self._call(self._open())
@@ -49,11 +55,11 @@ class SyncProducer:
             raise
 
     def close(self) -> None:
-        """Close the producer and end the thread."""
-        if self._producer is not None:
-            self._call(self._producer.close())
-            self._producer = None
-        self._stop()
+        """Close the producer and end the thread. Calls of other threads that still wait end with an error."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            self._call(producer.close())
+            self._stop()
 
     def embed(self, inputs: str | Inputs, **options: Any) -> NDArray[Any]:
         """One vector for each input: (inputs, dim) float32."""
@@ -87,6 +93,16 @@ class SyncProducer:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _stop(self) -> None:
+        self._call(_end_all_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _end_all_tasks() -> None:
+    """Whoever waits for a task of this loop would wait for ever once it stops."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=1)

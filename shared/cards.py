@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import orjson
 
@@ -21,7 +21,11 @@ from .jobs import TruncationSide
 from .recipe import Pooling, Recipe
 
 PIECE_BYTES = 1024 * 1024
+_VERSION = 1  # raised only when an older reader would make other tokens or vectors of a card
 _MAX_CARD_BYTES = 256 * 1024 * 1024  # a tokenizer of a million entries is about 40 MB of JSON
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,50 +35,63 @@ class ModelCard:
     Args:
         model: first served name; it names the queue.
         recipe: how vectors are made, overrides of the operator included.
-        tokenizer: the tokenizer as JSON of the `tokenizers` library.
+        tokenizer: the tokenizer as JSON of the `tokenizers` library, finished: see `tokenization.finished`.
         revision: commit or content hash of the weights.
-        fingerprint: 16 bytes that change whenever the same text could get other tokens or another vector.
+        fingerprint: 16 bytes that change whenever the same text could get other tokens or another vector. Computed
+            when it is not given; every job carries it.
     """
 
     model: str
     recipe: Recipe
     tokenizer: str
     revision: str
-    fingerprint: bytes = field(init=False)  # kept, because every job carries it and a tokenizer is megabytes to hash
+    fingerprint: bytes = b""
 
     def __post_init__(self) -> None:
-        digest = hashlib.sha256()
-        for part in (self.tokenizer.encode(), orjson.dumps(asdict(self.recipe)), self.revision.encode()):
-            digest.update(len(part).to_bytes(8, "little") + part)
-        object.__setattr__(self, "fingerprint", digest.digest()[:16])
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", _fingerprint_of(self._payload()))
+
+    def _payload(self) -> bytes:
+        """What is published and hashed: neither the name nor what only people read changes a vector."""
+        recipe = asdict(self.recipe)
+        del recipe["pooling_source"]
+        fields = {"version": _VERSION, "recipe": recipe, "tokenizer": self.tokenizer, "revision": self.revision}
+        return orjson.dumps(fields)
 
     def encode(self) -> list[bytes]:
         """The card in compressed pieces of at most 1 MiB."""
-        fields = {name: value for name, value in asdict(self).items() if name != "fingerprint"}
-        data = zlib.compress(orjson.dumps(fields), 6)
+        data = zlib.compress(self._payload(), 6)
         return [data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES)]
 
     @classmethod
-    def decode(cls, pieces: list[bytes], fingerprint: bytes) -> ModelCard:
+    def decode(cls, pieces: list[bytes], fingerprint: bytes, model: str) -> ModelCard:
         """Put the pieces together again and check that they are the card asked for.
 
+        The bytes as published are hashed, and fields this version does not know are left out: a card may come from a
+        consumer that is older or newer than this process.
+
         Raises:
-            MalformedMessage: damaged, or another card.
+            MalformedMessage: damaged, another card, or one that needs a newer version.
         """
         try:
-            inflater = zlib.decompressobj()
-            fields = orjson.loads(inflater.decompress(b"".join(pieces), _MAX_CARD_BYTES))
-            recipe = fields.pop("recipe")
+            payload = zlib.decompressobj().decompress(b"".join(pieces), _MAX_CARD_BYTES)
+            if _fingerprint_of(payload) != fingerprint:
+                raise MalformedMessage(f"the model card {fingerprint.hex()} holds {_fingerprint_of(payload).hex()}")
+            fields = orjson.loads(payload)
+            if fields["version"] > _VERSION:
+                raise MalformedMessage(f"the model card has version {fields['version']}; this side reads {_VERSION}")
+            recipe = {name: fields["recipe"][name] for name in Recipe.__slots__ if name in fields["recipe"]}
             sizes = recipe["matryoshka_dims"]
             recipe["matryoshka_dims"] = None if sizes is None else tuple(sizes)
             recipe["pooling"] = Pooling(recipe["pooling"])
             recipe["truncation_side"] = TruncationSide(recipe["truncation_side"])
-            card = cls(recipe=Recipe(**recipe), **fields)
+            return cls(model, Recipe(**recipe), fields["tokenizer"], fields["revision"], fingerprint)
         except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise MalformedMessage(f"the model card {fingerprint.hex()} is damaged: {error}") from error
-        if card.fingerprint != fingerprint:
-            raise MalformedMessage(f"the model card {fingerprint.hex()} holds {card.fingerprint.hex()}")
-        return card
+
+
+def _fingerprint_of(payload: bytes) -> bytes:
+    return hashlib.sha256(payload).digest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,10 @@ class ModelEntry:
     model: str
     fingerprint: str
     pieces: int
+
+    def __post_init__(self) -> None:
+        if len(bytes.fromhex(self.fingerprint)) != 16 or self.pieces < 1:
+            raise ValueError(f"fingerprint {self.fingerprint!r}, {self.pieces} pieces")
 
     def encode(self) -> bytes:
         """JSON."""
@@ -96,7 +117,7 @@ class ModelEntry:
         Raises:
             MalformedMessage: not an entry.
         """
-        return cls(**_object(data, "an entry of the table of models", cls.__slots__))
+        return _decode(cls, data, "an entry of the table of models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +135,9 @@ class Announcement:
         dtype: number format of the forward pass.
         device: torch device.
         revision: of the weights.
-        started_s: Unix time at which it was ready.
+        started_s: Unix time at which it was ready; of several cards, that of the newest consumer is current.
+        pieces: of the card.
+        prompts: of the recipe, by name.
     """
 
     consumer: str
@@ -127,7 +150,8 @@ class Announcement:
     dtype: str
     device: str
     revision: str
-    started_s: int
+    started_s: float
+    pieces: int = 1
     prompts: dict[str, str] = field(default_factory=dict)
 
     def encode(self) -> bytes:
@@ -141,16 +165,21 @@ class Announcement:
         Raises:
             MalformedMessage: not an announcement.
         """
-        fields = _object(data, "a heartbeat", cls.__slots__)
-        fields["names"] = tuple(fields["names"])
-        return cls(**fields)
+        return _decode(cls, data, "a heartbeat")
+
+    @property
+    def card(self) -> ModelEntry:
+        """Where its card is."""
+        return ModelEntry(self.model, self.fingerprint, self.pieces)
 
 
-def _object(data: bytes, what: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _decode(kind: type[T], data: bytes, what: str) -> T:
+    """An object of a dataclass from JSON; other versions may say more, or less of what has a default."""
     try:
         value = orjson.loads(data)
-        return {name: value[name] for name in names}  # later versions may say more
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        known = {name: value[name] for name in kind.__slots__ if name in value}  # type: ignore[attr-defined] # slotted
+        return kind(**{name: tuple(item) if isinstance(item, list) else item for name, item in known.items()})
+    except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
         raise MalformedMessage(f"{what} is damaged: {error!r}") from error
 
 
@@ -161,10 +190,10 @@ class CardCache:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self._folder = folder or Path(base) / "embedstream" / "cards"
 
-    def load(self, fingerprint: bytes) -> ModelCard | None:
+    def load(self, fingerprint: bytes, model: str) -> ModelCard | None:
         """The card, or None when it is not here in good order."""
         try:
-            return ModelCard.decode([(self._folder / fingerprint.hex()).read_bytes()], fingerprint)
+            return ModelCard.decode([(self._folder / fingerprint.hex()).read_bytes()], fingerprint, model)
         except (OSError, MalformedMessage):
             return None
 

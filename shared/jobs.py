@@ -27,6 +27,12 @@ MAX_BODY_BYTES = 256 * 1024
 NO_FINGERPRINT = bytes(16)
 """The fingerprint of a text job: the consumer tokenises, so no card can be stale."""
 
+
+def longest_input(vocab_size: int) -> int:
+    """Tokens of the longest input a job can carry: ids of a large vocabulary take four bytes instead of two."""
+    return (MAX_BODY_BYTES - 4) // (2 if vocab_size <= 2**16 else 4)
+
+
 _MAGIC = b"EJ"
 _HEADER = struct.Struct("<2sBB16s16sIIIIIIIIIBBBBBBBB")
 _FLAG_TEXT, _FLAG_WIDE_IDS, _FLAG_NO_SPECIALS, _FLAG_PER_TOKEN = 1, 2, 4, 8

@@ -30,8 +30,8 @@ class Recipe:
         vocab_size: token ids are below this number.
         matryoshka_dims: shorter sizes a caller may ask for; None allows any, () none.
         truncation_side: the end the model's own tokenizer cuts (RIGHT or LEFT).
-        do_lower_case: texts are lower-cased before they are tokenised.
-        pooling_source: where `pooling` was found, for people: "modules.json", "override", …
+        do_lower_case: texts are lower-cased first; the card's tokenizer does it by itself.
+        pooling_source: where `pooling` was found, for people: "modules.json", "override", …; not part of a card.
     """
 
     max_length: int
@@ -42,7 +42,7 @@ class Recipe:
     matryoshka_dims: tuple[int, ...] | None = ()
     truncation_side: TruncationSide = TruncationSide.RIGHT
     do_lower_case: bool = False
-    pooling_source: str = "modules.json"
+    pooling_source: str = ""
 
     def check_dimensions(self, dimensions: int | None, model: str) -> None:
         """Refuse a vector size the model does not offer; its own full size is always offered.

@@ -229,11 +229,11 @@ def frame(parts: Iterable[bytes]) -> bytes:
     return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
 
 
-def unframe(data: bytes) -> Iterator[ResultPart]:
-    """The parts of one reply entry.
+def unframe(data: bytes) -> Iterator[bytes]:
+    """The encoded parts of one reply entry. They may belong to several callers: one that is damaged harms no other.
 
     Raises:
-        MalformedResult: the bytes do not follow the format.
+        MalformedResult: a length leads past the end.
     """
     at = 0
     while at < len(data):
@@ -243,7 +243,7 @@ def unframe(data: bytes) -> Iterator[ResultPart]:
         at += _LENGTH.size
         if size > len(data) - at:
             raise MalformedResult(f"a reply announces a part of {size} bytes and has {len(data) - at}")
-        yield decode(data[at : at + size])
+        yield data[at : at + size]
         at += size
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.normalizers import Lowercase, Normalizer
-from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from .errors import InputTooLong, InvalidInput, ModelLoadError
 from .jobs import TruncationSide
@@ -53,13 +53,38 @@ def offsets(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
     return starts
 
 
+def finished(tokenizer_json: str, *, do_lower_case: bool) -> str:
+    """A tokenizer that does all by itself, as it stands on a model card: others need to know nothing more.
+
+    Padding and truncation are off: all-MiniLM-L6-v2 pads to 128 and cuts at 128 there, against its own recipe. The JSON
+    is changed as JSON, so that the card's fingerprint does not depend on the version of the library.
+
+    Args:
+        tokenizer_json: the model's own tokenizer.
+        do_lower_case: of its recipe. As in sentence-transformers it becomes the first step of the normaliser, which
+            leaves special tokens in a text alone.
+
+    Raises:
+        ModelLoadError: not a JSON object.
+    """
+    try:
+        fields: dict[str, Any] = orjson.loads(tokenizer_json)
+        fields |= {"padding": None, "truncation": None}
+        if do_lower_case:
+            own = fields.get("normalizer")
+            fields["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *([own] if own else [])]}
+        return orjson.dumps(fields).decode()
+    except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
+        raise ModelLoadError(f"the tokenizer is no JSON object: {error}") from error
+
+
 class TextTokenizer:
     """The tokenizer of one model card. Nothing changes it once it is made, so threads share it freely.
 
     Args:
-        tokenizer_json: the tokenizer in the JSON form of the `tokenizers` library. What it says of padding and
-            truncation is left out: all-MiniLM-L6-v2 pads to 128 and cuts at 128 there, against its own recipe.
-        recipe: its truncation side and lower-casing are followed.
+        tokenizer_json: the tokenizer in the JSON form of the `tokenizers` library. Padding and truncation are switched
+            off, should it not be `finished`.
+        recipe: its truncation side is followed.
 
     Raises:
         ModelLoadError: the JSON is not a tokenizer.
@@ -72,8 +97,6 @@ class TextTokenizer:
             raise ModelLoadError(f"the tokenizer cannot be read: {error}") from error
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        if recipe.do_lower_case:
-            tokenizer.normalizer = _lower_case_first(tokenizer.normalizer)
         self._tokenizer = tokenizer
         self._model_side = recipe.truncation_side
         vocabulary = tokenizer.get_vocab()
@@ -320,8 +343,3 @@ def _check_room(limit: int, n_special: int) -> None:
 
 def _loses_left(side: TruncationSide, model_side: TruncationSide) -> bool:
     return (model_side if side is TruncationSide.MODEL else side) is TruncationSide.LEFT
-
-
-def _lower_case_first(normalizer: Normalizer | None) -> Normalizer:
-    """As sentence-transformers does it: a step of the tokenizer, which leaves special tokens in a text alone."""
-    return Lowercase() if normalizer is None else NormalizerSequence([Lowercase(), normalizer])

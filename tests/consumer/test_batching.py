@@ -116,6 +116,18 @@ def test_bulk_gets_its_share_while_interactive_never_ends() -> None:
     assert got[Lane.BULK] / sum(got.values()) == pytest.approx(BULK_SHARE, abs=0.02)
 
 
+def test_a_trickle_of_queries_does_not_starve_long_bulk_rows() -> None:
+    queue = RowQueue(65_536)
+    queue.add(Lane.BULK, [entry([250] * 64, Lane.BULK, 0), entry([5] * 64, Lane.BULK, 1)])
+    for number in range(30):
+        queue.add(Lane.INTERACTIVE, [entry([12, 12], Lane.INTERACTIVE, number + 2)])
+        batch = queue.take()
+        assert batch is not None
+        if 250 in batch.lengths:
+            return
+    raise AssertionError("30 batches without a long bulk row")
+
+
 def test_a_quiet_bulk_lane_saves_nothing_up() -> None:
     queue = RowQueue(1000)
     for number in range(50):
@@ -130,7 +142,7 @@ def test_a_quiet_bulk_lane_saves_nothing_up() -> None:
 
 def test_failed_rows_are_not_batched() -> None:
     one = entry([5, 6, 7])
-    one.fail([1], Status.INPUT_TOO_LONG, "too long")
+    one.fail(np.array([1]), Status.INPUT_TOO_LONG, "too long")
     queue = RowQueue(100)
     queue.add(Lane.INTERACTIVE, [one])
     batch = queue.take()

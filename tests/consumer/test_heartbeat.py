@@ -47,7 +47,7 @@ def test_it_announces_the_model_and_its_card(heartbeat: Heartbeat, redis: Any, k
         ("m", "o/m"), ModelEntry("m", CARD.fingerprint.hex(), 1)
     )
     piece = redis.get(keys.card(CARD.fingerprint, 0))
-    assert ModelCard.decode([piece], CARD.fingerprint) == CARD
+    assert ModelCard.decode([piece], CARD.fingerprint, "m") == CARD
     assert 0 < int(redis.pttl(keys.heartbeat("c"))) <= 2000
 
 

@@ -25,6 +25,7 @@ from embedstream.shared.models import locate
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.recipe_files import read_recipe
 from embedstream.shared.settings import Dtype, PoolingName, Settings
+from embedstream.shared.tokenization import finished
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its imports, none of which is ours
@@ -89,7 +90,8 @@ def test_minilm_announces_its_recipe(minilm: Model) -> None:
     assert minilm.card.model == "all-MiniLM-L6-v2"
     assert (minilm.dtype, str(minilm.device)) == ("float32", "cpu")
     card = minilm.card
-    assert ModelCard.decode(card.encode(), card.fingerprint) == card
+    published = replace(card, recipe=replace(recipe, pooling_source=""))  # that is for people
+    assert ModelCard.decode(card.encode(), card.fingerprint, "all-MiniLM-L6-v2") == published
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(minilm: Model) -> None:
@@ -155,7 +157,8 @@ def test_the_fingerprint_follows_weights_and_overrides(tiny_bert: MakeModel) -> 
 
 def test_the_files_own_tokenizer_json_is_the_card(tiny_bert: MakeModel) -> None:
     path = tiny_bert()
-    assert Model.load(settings(path)).card.tokenizer == (path / "tokenizer.json").read_text()
+    own = (path / "tokenizer.json").read_text()
+    assert Model.load(settings(path)).card.tokenizer == finished(own, do_lower_case=False)
 
 
 def test_a_slow_tokenizer_is_converted(tiny_bert: MakeModel) -> None:

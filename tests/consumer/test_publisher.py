@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 
+from embedstream.consumer import publisher as publisher_module
 from embedstream.consumer.entries import Entry, RawEntry
 from embedstream.consumer.intake import Refused
 from embedstream.consumer.publisher import Answer, Publisher, answer_of, answer_to_refused
@@ -53,14 +54,13 @@ async def finished(redis: Redis, keys: Keys, dim: int = 4, rows: int = 2, **chan
     reply: Any = await redis.xreadgroup(GROUP, "c", {keys.lane(lane): ">"}, 1)
     entry_id, fields = reply[0][1][0]
     entry = Entry(RawEntry(lane, entry_id, fields), job, keys.reply("me"), Tokens(ids, lengths), np.zeros(rows, bool))
-    vectors = np.arange(rows * dim, dtype="<f4").reshape(rows, 1, dim)
-    entry.store(range(rows), vectors)
+    entry.store(np.arange(rows), np.arange(rows * dim, dtype="<f4").reshape(rows, dim))
     return entry
 
 
 async def replies(redis: Redis, keys: Keys) -> list[ResultPart]:
     entries: Any = await redis.xrange(keys.reply("me"))
-    return [part for _, fields in entries for part in results.unframe(fields[b"p"])]
+    return [results.decode(part) for _, fields in entries for part in results.unframe(fields[b"p"])]
 
 
 async def left(redis: Redis, keys: Keys) -> tuple[int, int]:
@@ -102,6 +102,43 @@ async def test_large_answers_come_in_parts(redis: Redis, keys: Keys, publisher: 
     entries: Any = await redis.xrange(keys.reply("me"))
     assert max(len(fields[b"p"]) for _, fields in entries) <= results.MAX_PART_BYTES + 4
     assert await left(redis, keys) == (0, 0)
+
+
+async def test_a_reply_refused_for_good_holds_nobody_back(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    bad, good = await finished(redis, keys), await finished(redis, keys)
+    await redis.set(keys.reply("bad"), "no stream")
+    bad.reply_to = keys.reply("bad")
+    await publisher.put(answer_of(bad, b"f" * 16))
+    await publisher.put(answer_of(good, b"f" * 16))
+    async with asyncio.timeout(20):
+        await publisher.flush()
+    assert len(await replies(redis, keys)) == 1
+    assert await left(redis, keys) == (0, 0)
+
+
+async def test_parts_that_were_confirmed_are_not_sent_again(
+    redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "MAX_WRITE_BYTES", results.MAX_PART_BYTES)
+    publisher = Publisher(redis, keys)
+    answer = answer_of(await finished(redis, keys, dim=40_000, rows=16), b"f" * 16)
+    await publisher._send_parts(answer)
+    assert answer.sent == 1
+    await publisher._publish([answer])
+    assert await redis.xlen(keys.reply("me")) == 1 + len(answer.parts)
+
+
+async def test_too_much_undelivered_makes_the_caller_wait(redis: Redis, keys: Keys) -> None:
+    publisher = Publisher(redis, keys, most_waiting_bytes=1)
+    await publisher.put(answer_of(await finished(redis, keys), b"f" * 16))
+    second = asyncio.create_task(publisher.put(answer_of(await finished(redis, keys), b"f" * 16)))
+    await asyncio.sleep(0.05)
+    assert not second.done()
+    task = asyncio.create_task(publisher.run())
+    async with asyncio.timeout(20):
+        await second
+        await publisher.flush()
+    task.cancel()
 
 
 async def test_results_are_kept_under_a_key_when_asked(redis: Redis, keys: Keys, publisher: Publisher) -> None:

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 from embedstream.consumer.reader import MAX_COUNT, MIN_COUNT, LaneReader
 from embedstream.shared.connections import connect, connect_reader
 from embedstream.shared.keys import Keys
-from embedstream.shared.lanes import Lane
+from embedstream.shared.lanes import LANES, Lane
 
 pytestmark = pytest.mark.integration
 
@@ -37,7 +37,7 @@ async def fill(redis: Redis, keys: Keys, lane: Lane, count: int, size: int = 10)
 async def test_waiting_reads_both_lanes_interactive_first(reader: LaneReader, redis: Redis, keys: Keys) -> None:
     await fill(redis, keys, Lane.BULK, 2)
     await fill(redis, keys, Lane.INTERACTIVE, 1)
-    entries = await reader.wait()
+    entries = await reader.wait(LANES, 16)
     assert [(entry.lane, entry.fields[b"h"]) for entry in entries] == [
         (Lane.INTERACTIVE, b"0"),
         (Lane.BULK, b"0"),
@@ -52,7 +52,7 @@ async def test_entries_from_before_the_group_are_read(redis: Redis, redis_url: s
     reader = LaneReader(client, keys, "c")
     await reader.prepare()
     await reader.prepare()  # having the groups already is fine
-    assert len(await reader.wait()) == 1
+    assert len(await reader.wait(LANES, 16)) == 1
     await client.aclose()
 
 
@@ -66,7 +66,7 @@ async def test_taking_brings_no_more_than_asked(reader: LaneReader, redis: Redis
 
 
 async def test_an_empty_wait_returns(reader: LaneReader) -> None:
-    assert await reader.wait() == []
+    assert await reader.wait(LANES, 16) == []
 
 
 async def test_reads_grow_with_small_entries_and_shrink_at_once(reader: LaneReader, redis: Redis, keys: Keys) -> None:
@@ -82,14 +82,34 @@ async def test_reads_grow_with_small_entries_and_shrink_at_once(reader: LaneRead
 
 async def test_a_lost_group_is_created_again(reader: LaneReader, redis: Redis, keys: Keys) -> None:
     await redis.delete(keys.lane(Lane.INTERACTIVE), keys.lane(Lane.BULK))
-    assert await reader.wait() == []
+    assert await reader.wait(LANES, 16) == []
     await fill(redis, keys, Lane.INTERACTIVE, 1)
-    assert len(await reader.wait()) == 1
+    assert len(await reader.wait(LANES, 16)) == 1
+
+
+async def test_a_lane_that_lost_its_group_loses_nothing_of_the_other(
+    reader: LaneReader, redis: Redis, keys: Keys
+) -> None:
+    await fill(redis, keys, Lane.INTERACTIVE, 2)
+    await redis.delete(keys.lane(Lane.BULK))
+    assert len(await reader.take({Lane.INTERACTIVE: 5, Lane.BULK: 5})) == 2
+    await fill(redis, keys, Lane.BULK, 1)
+    assert len(await reader.take({Lane.INTERACTIVE: 5, Lane.BULK: 5})) == 1
+
+
+async def test_waiting_brings_no_more_than_asked(reader: LaneReader, redis: Redis, keys: Keys) -> None:
+    await fill(redis, keys, Lane.INTERACTIVE, 5)
+    assert len(await reader.wait(LANES, 2)) == 2
+
+
+async def test_waiting_leaves_other_lanes_alone(reader: LaneReader, redis: Redis, keys: Keys) -> None:
+    await fill(redis, keys, Lane.BULK, 5)
+    assert await reader.wait([Lane.INTERACTIVE], 5, block_ms=20) == []
 
 
 async def test_a_lost_connection_is_no_end(reader: LaneReader, redis: Redis, keys: Keys) -> None:
-    await reader.wait()
+    await reader.wait(LANES, 16)
     await redis.client_kill_filter(_type="normal", skipme=True)
     await fill(redis, keys, Lane.INTERACTIVE, 1)
-    entries = await reader.wait() or await reader.wait()
+    entries = await reader.wait(LANES, 16) or await reader.wait(LANES, 16)
     assert len(entries) == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from embedstream.consumer.embedder import Embedded
 from embedstream.consumer.heartbeat import Heartbeat
 from embedstream.consumer.model import Model
 from embedstream.consumer.worker import Worker
+from embedstream.deploy.embedded import EmbeddedServer
 from embedstream.producer import Lane, Producer, VectorType
 from embedstream.shared import jobs, results
 from embedstream.shared.cards import Announcement
 from embedstream.shared.connections import connect, connect_reader
-from embedstream.shared.errors import InvalidInput, JobFailed, NotServed
+from embedstream.shared.errors import InvalidInput, JobFailed, NotServed, ResultTimeout, Unavailable
 from embedstream.shared.jobs import Job, LongInputs
 from embedstream.shared.keys import GROUP, Keys
 from embedstream.shared.options import VectorOptions
@@ -46,13 +49,17 @@ def load(tiny_bert: Callable[..., Path], settings: Settings) -> Callable[..., Mo
 
 
 @asynccontextmanager
-async def serving(model: Model, url: str, keys: Keys, name: str = "c", budget: int = 512) -> AsyncIterator[Worker]:
+async def serving(
+    model: Model, url: str, keys: Keys, name: str = "c", budget: int = 512, drain_timeout_s: float = 30
+) -> AsyncIterator[Worker]:
     """A running worker, drained in the end."""
     said = Announcement(
         name, "m", ("m",), model.card.fingerprint.hex(), 32, model.recipe.max_length, "mean", "float32", "cpu", "r", 1
     )
     redis, reader = connect(url), connect_reader(url)
-    worker = Worker(model, redis, reader, keys, name, Heartbeat(url, keys, model.card, said, 100, 2000), budget)
+    worker = Worker(
+        model, redis, reader, keys, name, Heartbeat(url, keys, model.card, said, 100, 2000), budget, drain_timeout_s
+    )
     task = asyncio.create_task(worker.run())
     try:
         yield worker
@@ -98,7 +105,7 @@ async def test_vectors_are_those_of_single_runs(
 
 
 async def test_each_option_set_gets_its_own_answer_in_one_batch(
-    load: Callable[..., Model], settings: Settings, redis_url: str, keys: Keys
+    load: Callable[..., Model], settings: Settings, redis_url: str, keys: Keys, redis: Redis
 ) -> None:
     model = load(matryoshka_dims="any")
     ids = [7, 8, 9, 10]
@@ -109,17 +116,27 @@ async def test_each_option_set_gets_its_own_answer_in_one_batch(
         for dtype in VectorType
     ]
     batches: list[MicroBatch] = []
+    go = threading.Event()
     async with serving(model, redis_url, keys) as worker, asking(settings) as producer:
         embed = worker._embedder.embed
 
         def watched(batch: MicroBatch) -> Embedded:
             batches.append(batch)
+            go.wait(20)
             return embed(batch)
 
-        worker._embedder.embed = watched  # type: ignore[method-assign] # to see the batches
-        answers = await asyncio.gather(
-            *(producer.embed([ids], dimensions=size, normalize=unit, dtype=dtype) for size, unit, dtype in sets)
-        )
+        worker._embedder.embed = watched  # type: ignore[method-assign] # holds the first batch, and sees the next
+        first = asyncio.create_task(producer.embed([ids]))
+        await until(lambda: in_hand(redis, keys), 1)
+        asked = [
+            asyncio.create_task(producer.embed([ids], dimensions=size, normalize=unit, dtype=dtype))
+            for size, unit, dtype in sets
+        ]
+        await until(lambda: in_hand(redis, keys), 1 + len(sets))
+        await asyncio.sleep(0.1)  # from Redis into the hand
+        go.set()
+        answers = await asyncio.gather(*asked)
+        await first
     for (size, unit, dtype), answer in zip(sets, answers, strict=True):
         expected = alone(model, ids)[:size]
         expected = expected / np.linalg.norm(expected) if unit else expected
@@ -127,7 +144,7 @@ async def test_each_option_set_gets_its_own_answer_in_one_batch(
         rounded = expected.astype(dtype.numpy).astype(np.float32)
         step = {1: 0.25, 2: 0.01, 4: 1e-5}[dtype.numpy.itemsize]  # float32 results differ in the last place
         np.testing.assert_allclose(answer[0].astype(np.float32), rounded, rtol=step, atol=1e-5)
-    assert max(len({entry.job.options for entry in batch.entries}) for batch in batches) > 10
+    assert [len({entry.job.options for entry in batch.entries}) for batch in batches] == [1, len(sets)]
 
 
 async def test_token_vectors_are_normalised_rows(
@@ -192,6 +209,57 @@ async def test_two_consumers_share_the_work(
     assert min(counts.values()) > 30
 
 
+async def test_an_idle_consumer_does_not_take_all(
+    load: Callable[..., Model], settings: Settings, redis_url: str, keys: Keys, redis: Redis
+) -> None:
+    model = load()
+    async with Producer(settings=settings) as producer, serving(model, redis_url, keys, "one", budget=256) as one:
+        await found(producer)
+        embed = one._embedder.embed
+        go = threading.Event()
+
+        def slow(batch: MicroBatch) -> Embedded:
+            go.wait(20)
+            return embed(batch)
+
+        one._embedder.embed = slow  # type: ignore[method-assign] # a device that is busy
+        for lane in Lane:
+            go.clear()
+            asked = asyncio.create_task(producer.embed([[5] * 40] * 64 * 8, lane=lane))
+            await until(partial(in_hand, redis, keys, lane), 1)
+            await asyncio.sleep(0.3)
+            found_in_hand = await in_hand(redis, keys, lane)
+            go.set()
+            assert found_in_hand <= 2  # one on the device, one that waits
+            assert len(await asked) == 64 * 8
+
+
+async def test_a_redis_that_is_away_does_not_keep_it_from_stopping(load: Callable[..., Model], keys: Keys) -> None:
+    model = load()
+    with EmbeddedServer(Settings()) as server:
+        settings = Settings(redis_url=server.url, key_prefix=keys.prefix)
+        async with (
+            Producer(settings=settings) as producer,
+            serving(model, server.url, keys, drain_timeout_s=0.5) as worker,
+        ):
+            await found(producer)
+            embed = worker._embedder.embed
+
+            def cut_off(batch: MicroBatch) -> Embedded:
+                server._process.kill()  # type: ignore[union-attr] # it is started
+                return embed(batch)
+
+            worker._embedder.embed = cut_off  # type: ignore[method-assign] # its answer finds nobody
+            with pytest.raises((ResultTimeout, Unavailable)):
+                await producer.embed("a", timeout_s=1)
+
+
+async def test_it_stops_while_it_waits_for_redis(load: Callable[..., Model], keys: Keys) -> None:
+    async with serving(load(), "unix:///nowhere/v.sock", keys) as worker:
+        await asyncio.sleep(0.2)
+        worker.stop()
+
+
 async def test_a_vector_that_is_not_finite_fails_alone(
     load: Callable[..., Model], settings: Settings, redis_url: str, keys: Keys
 ) -> None:
@@ -231,14 +299,23 @@ async def test_what_is_in_hand_is_answered_before_it_stops(
         async with serving(model, redis_url, keys, budget=64) as worker:
             await found(producer)
             asked = [asyncio.create_task(producer.embed([[5] * 40] * 20, timeout_s=30)) for _ in range(10)]
-            while not worker._running:
-                await asyncio.sleep(0.001)
+            await until(lambda: in_hand(redis, keys), 1)
             worker.stop()
-        pending: Any = await redis.xpending(keys.lane(Lane.INTERACTIVE), GROUP)
-        assert pending["pending"] == 0
+        assert await in_hand(redis, keys) == 0
         assert not await redis.exists(keys.heartbeat("c"))
         async with serving(model, redis_url, keys, "d"):
             assert [len(rows) for rows in await asyncio.gather(*asked)] == [20] * 10
+
+
+async def until(count: Callable[[], Awaitable[int]], least: int) -> None:
+    async with asyncio.timeout(20):
+        while await count() < least:
+            await asyncio.sleep(0.005)
+
+
+async def in_hand(redis: Redis, keys: Keys, lane: Lane = Lane.INTERACTIVE) -> int:
+    pending: Any = await redis.xpending(keys.lane(lane), GROUP)
+    return int(pending["pending"])
 
 
 @pytest.fixture
@@ -257,7 +334,7 @@ async def answer_to(redis: Redis, keys: Keys, job: Job, lane: Lane = Lane.INTERA
     async with asyncio.timeout(20):
         while True:
             entries: Any = await redis.xrange(stream)
-            parts = [part for _, fields in entries for part in results.unframe(fields[b"p"])]
+            parts = [results.decode(part) for _, fields in entries for part in results.unframe(fields[b"p"])]
             if parts:
                 return parts[0]
             await asyncio.sleep(0.01)
@@ -330,5 +407,5 @@ async def test_expired_jobs_never_reach_the_device(
         while await redis.xlen(stream) < 2:
             await asyncio.sleep(0.01)
     entries: Any = await redis.xrange(stream)
-    (part,) = results.unframe(entries[1][1][b"p"])
+    part = results.decode(*results.unframe(entries[1][1][b"p"]))
     assert part.rows["status"].tolist() == [Status.EXPIRED]

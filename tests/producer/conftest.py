@@ -169,6 +169,12 @@ async def stub_consumers(url: str, keys: Keys) -> AsyncIterator[Callable[[ModelC
         await redis.aclose()
 
 
+@pytest.fixture(name="stub_consumers")
+def _stub_consumers() -> Any:
+    """`async with stub_consumers(url, keys) as start`."""
+    return stub_consumers
+
+
 @pytest.fixture
 async def start_stub(redis_url: str, keys: Keys, card: ModelCard) -> AsyncIterator[Starter]:
     """Starts stub consumers: `await start_stub()`, or `await start_stub(another_card)`."""

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from embedstream.producer import Lane, Producer, SyncProducer, VectorType
 from embedstream.shared import results
-from embedstream.shared.cards import ModelCard
+from embedstream.shared.cards import ModelCard, ModelEntry
 from embedstream.shared.errors import (
     InputTooLong,
     InvalidInput,
@@ -154,7 +154,7 @@ async def test_bad_input_is_refused_before_it_is_queued(
 async def test_one_vector_an_input_is_not_served_with_pooling_all(
     producer: Producer, start_stub: Starter, card: ModelCard
 ) -> None:
-    await start_stub(replace(card, recipe=replace(card.recipe, pooling=Pooling.ALL)))
+    await start_stub(replace(card, recipe=replace(card.recipe, pooling=Pooling.ALL), fingerprint=b""))
     with pytest.raises(NotServed, match="pooling `all`"):
         await producer.embed(["a"])
     assert len(await producer.embed_tokens(["a"])) == 1
@@ -206,10 +206,92 @@ async def test_an_unreadable_announcement_is_a_trouble_and_no_end(
     producer: Producer, start_stub: Starter, redis: Redis, keys: Keys, card: ModelCard, entry: str
 ) -> None:
     await redis.hset(models(keys.prefix), "m", entry)
-    with pytest.raises(Unavailable, match="cannot be read"):
+    with pytest.raises(Unavailable, match="announced"):
         await producer.embed("a")
     await start_stub()
+    await redis.hset(models(keys.prefix), "another model", entry)
+    await redis.zadd(keys.live, {"strange": 2**60})
+    await redis.set(keys.heartbeat("strange"), entry)
     np.testing.assert_allclose(await producer.embed("a"), expected(card, ["a"]))
+
+
+async def test_the_current_revision_is_that_of_the_living(
+    producer: Producer, start_stub: Starter, redis: Redis, keys: Keys, card: ModelCard
+) -> None:
+    """A consumer that came and went must not leave its revision behind for those that stay."""
+    await start_stub()
+    gone = ModelEntry("m", "ab" * 16, 1)
+    await redis.hset(models(keys.prefix), "m", gone.encode())
+    np.testing.assert_allclose(await producer.embed("a"), expected(card, ["a"]))
+
+
+async def test_an_alias_added_later_is_known(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
+    await producer.embed("a")
+    entry = ModelEntry("m", stub.card.fingerprint.hex(), 1)
+    await redis.hset(models(keys.prefix), "late", entry.encode())
+    await producer.fleet.refresh()
+    assert producer.fleet.served is not None
+    assert "late" in producer.fleet.served.names
+
+
+async def test_a_replaced_model_has_its_own_lane(
+    settings: Settings, redis_url: str, redis: Redis, keys: Keys, card: ModelCard, stub_consumers: Any
+) -> None:
+    other = replace(card, model="n")
+    async with Producer(settings=settings) as producer:
+        async with stub_consumers(redis_url, keys) as start:
+            await start(card)
+            np.testing.assert_allclose(await producer.embed("a"), expected(card, ["a"]))
+        await redis.delete(models(keys.prefix))
+        async with stub_consumers(redis_url, Keys(keys.prefix, "n")) as start:
+            await start(other)
+            await producer.fleet.refresh()
+            np.testing.assert_allclose(await producer.embed("b", timeout_s=20), expected(other, ["b"]))
+
+
+async def test_a_damaged_part_harms_no_other_of_its_entry(producer: Producer, stub: Any, card: ModelCard) -> None:
+    serve = stub.serve
+
+    async def with_damage(lane: bytes, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
+        frame = results.frame
+        try:
+            results.frame = lambda parts: frame([b"ER\x02 of a later version", *parts])
+            await serve(lane, entry_id, fields)
+        finally:
+            results.frame = frame
+
+    stub.serve = with_damage
+    np.testing.assert_allclose(await producer.embed("a", timeout_s=2), expected(card, ["a"]))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [[[1.7, 2.9]], [["5", "6"]], [[True, False]], [1, 2, 3], [[[1]]], [None], [{"a": 1}], [[2**65]]],
+    ids=repr,
+)
+async def test_what_is_no_token_id_is_not_taken_for_one(producer: Producer, stub: Any, inputs: Any) -> None:
+    with pytest.raises(InvalidInput, match="token ids"):
+        await producer.embed(inputs)
+    assert stub.seen == []
+
+
+async def test_a_producer_is_opened_once(settings: Settings, stub: Any) -> None:
+    producer = Producer(settings=settings)
+    async with producer:
+        await producer.embed("a")
+    await producer.close()
+    with pytest.raises(RuntimeError, match="opened once"):
+        await producer.open()
+
+
+def test_a_blocking_producer_is_closed_as_often_as_one_likes(settings: Settings) -> None:
+    producer = SyncProducer(settings=settings)
+    producer.close()
+    with producer:
+        producer.close()
+    producer.close()
+    with pytest.raises(RuntimeError, match="opened once"):
+        producer.open()
 
 
 async def test_redis_away_is_said_at_once(settings: Settings) -> None:
@@ -235,7 +317,7 @@ async def test_a_full_lane_refuses_the_whole_request(settings: Settings, stub: A
 async def test_a_new_revision_is_tokenised_for_again(producer: Producer, start_stub: Starter, card: ModelCard) -> None:
     old = await start_stub()
     await producer.embed(["a"])
-    newer = replace(card, revision="r2")
+    newer = replace(card, revision="r2", fingerprint=b"")
     old.card = newer  # answers `stale_card` to what was made for the old one
     await start_stub(newer)
     vectors = await producer.embed(["the queue"])
@@ -247,7 +329,7 @@ async def test_a_stream_is_tokenised_again_while_nothing_has_come(
 ) -> None:
     old = await start_stub()
     await producer.embed(["a"])
-    newer = replace(card, revision="r2")
+    newer = replace(card, revision="r2", fingerprint=b"")
     old.card = newer
     await start_stub(newer)
     pieces = [piece async for piece in producer.stream(["the queue"])]
@@ -274,7 +356,7 @@ async def test_a_thousand_who_ask_for_a_lost_redis_share_one_question(settings: 
 
 async def test_ids_for_an_old_revision_are_the_callers_to_make(producer: Producer, stub: Any, card: ModelCard) -> None:
     await producer.embed(["a"])
-    stub.card = replace(card, revision="r2")
+    stub.card = replace(card, revision="r2", fingerprint=b"")
     with pytest.raises(StaleCard, match="another revision"):
         await producer.embed([[5, 6]])
 

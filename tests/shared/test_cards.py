@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import random
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,67 +22,91 @@ CARD = ModelCard("m", RECIPE, '{"version":"1.0"}', "abc")
     "card",
     [
         CARD,
-        replace(CARD, recipe=replace(RECIPE, matryoshka_dims=None, truncation_side=TruncationSide.LEFT)),
-        replace(CARD, recipe=replace(RECIPE, matryoshka_dims=(64, 128), pooling=Pooling.ALL)),
+        ModelCard("m", replace(RECIPE, matryoshka_dims=None, truncation_side=TruncationSide.LEFT), "{}", "abc"),
+        ModelCard("m", replace(RECIPE, matryoshka_dims=(64, 128), pooling=Pooling.ALL), "{}", "abc"),
     ],
 )
 def test_cards_round_trip(card: ModelCard) -> None:
-    assert ModelCard.decode(card.encode(), card.fingerprint) == card
+    assert ModelCard.decode(card.encode(), card.fingerprint, card.model) == card
 
 
 def test_large_cards_travel_in_pieces() -> None:
-    card = replace(CARD, tokenizer=random.Random(1).randbytes(PIECE_BYTES).hex())
+    card = ModelCard("m", RECIPE, random.Random(1).randbytes(PIECE_BYTES).hex(), "abc")
     pieces = card.encode()
     assert len(pieces) > 1
     assert max(map(len, pieces)) <= PIECE_BYTES
-    assert ModelCard.decode(pieces, card.fingerprint) == card
+    assert ModelCard.decode(pieces, card.fingerprint, card.model) == card
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        replace(CARD, tokenizer="{}"),
-        replace(CARD, revision="abd"),
-        replace(CARD, recipe=replace(RECIPE, max_length=128)),
-        replace(CARD, recipe=replace(RECIPE, pooling=Pooling.CLS)),
+        ModelCard("m", RECIPE, "{}", "abc"),
+        ModelCard("m", RECIPE, CARD.tokenizer, "abd"),
+        ModelCard("m", replace(RECIPE, max_length=128), CARD.tokenizer, "abc"),
+        ModelCard("m", replace(RECIPE, pooling=Pooling.CLS), CARD.tokenizer, "abc"),
     ],
 )
 def test_the_fingerprint_follows_all_that_matters(other: ModelCard) -> None:
     assert other.fingerprint != CARD.fingerprint
     with pytest.raises(MalformedMessage, match="holds"):
-        ModelCard.decode(other.encode(), CARD.fingerprint)
+        ModelCard.decode(other.encode(), CARD.fingerprint, CARD.model)
 
 
-def test_the_name_is_not_part_of_the_fingerprint() -> None:
-    assert replace(CARD, model="alias").fingerprint == CARD.fingerprint
+def test_neither_names_nor_origins_are_part_of_the_fingerprint() -> None:
+    other = ModelCard("alias", replace(RECIPE, pooling_source="override"), CARD.tokenizer, CARD.revision)
+    assert other.fingerprint == CARD.fingerprint
+
+
+def test_cards_of_other_versions_are_read() -> None:
+    """A newer consumer may say more, an older one less; what is hashed is what was published."""
+    fields = orjson.loads(zlib.decompress(CARD.encode()[0]))
+    fields["colour"], fields["recipe"]["shade"] = "blue", "dark"
+    del fields["recipe"]["do_lower_case"]
+    published = orjson.dumps(fields)
+    fingerprint = hashlib.sha256(published).digest()[:16]
+    card = ModelCard.decode([zlib.compress(published)], fingerprint, "m")
+    assert (card.recipe, card.fingerprint) == (RECIPE, fingerprint)
+    fields["version"] = 2
+    published = orjson.dumps(fields)
+    with pytest.raises(MalformedMessage, match="version 2"):
+        ModelCard.decode([zlib.compress(published)], hashlib.sha256(published).digest()[:16], "m")
 
 
 @pytest.mark.parametrize("pieces", [[], [b"junk"], [CARD.encode()[0][:-9]], [b""]])
 def test_damaged_cards_are_malformed(pieces: list[bytes]) -> None:
     with pytest.raises(MalformedMessage):
-        ModelCard.decode(pieces, CARD.fingerprint)
+        ModelCard.decode(pieces, CARD.fingerprint, CARD.model)
 
 
 def test_the_cache_keeps_cards_and_forgets_damaged_ones(tmp_path: Path) -> None:
     cache = CardCache(tmp_path / "cards")
-    assert cache.load(CARD.fingerprint) is None
+    assert cache.load(CARD.fingerprint, CARD.model) is None
     cache.save(CARD)
-    assert cache.load(CARD.fingerprint) == CARD
+    assert cache.load(CARD.fingerprint, CARD.model) == CARD
     (tmp_path / "cards" / CARD.fingerprint.hex()).write_bytes(b"half a card")
-    assert cache.load(CARD.fingerprint) is None
+    assert cache.load(CARD.fingerprint, CARD.model) is None
 
 
 def test_an_unwritable_cache_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     cache = CardCache(tmp_path / "file")
     cache.save(CARD)
-    assert cache.load(CARD.fingerprint) is None
+    assert cache.load(CARD.fingerprint, CARD.model) is None
 
 
 def test_announcements_round_trip_and_later_fields_are_ignored() -> None:
     said = Announcement("c", "m", ("m", "o/m"), "ab", 384, 256, "mean", "float32", "cpu", "abc", 1)
     assert Announcement.decode(said.encode()) == said
     assert Announcement.decode(orjson.dumps({**orjson.loads(said.encode()), "colour": "blue"})) == said
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"model":"m","fingerprint":"xyz","pieces":1}', b'{"model":"m","fingerprint":"00","pieces":1}']
+)
+def test_entries_without_a_fingerprint_are_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedMessage):
+        ModelEntry.decode(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"model":"m"}'])

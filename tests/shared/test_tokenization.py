@@ -25,6 +25,7 @@ from embedstream.shared.tokenization import (
     check_not_empty,
     check_text_length,
     cut,
+    finished,
     resolve_truncation,
 )
 
@@ -157,10 +158,21 @@ def test_lower_case_as_in_sentence_transformers() -> None:
     text = word_level(None)
     ids = json.loads(text)["model"]["vocab"]
     assert rows(TextTokenizer(text, RECIPE).encode(["W1"])) == [[ids["W1"]]]
-    lowered = TextTokenizer(text, replace(RECIPE, do_lower_case=True))
+    lowered = TextTokenizer(finished(text, do_lower_case=True), RECIPE)
     assert rows(lowered.encode(["W1 W2"])) == [[ids["w1"], ids["w2"]]]
-    both = TextTokenizer(MINILM, replace(RECIPE, do_lower_case=True))
+    both = TextTokenizer(finished(MINILM, do_lower_case=True), RECIPE)
     assert rows(both.encode(["Hello CAFÉ東京 [SEP]"])) == rows(TOKENIZER.encode(["hello café東京 [SEP]"]))
+
+
+def test_a_finished_tokenizer_needs_no_further_word() -> None:
+    """Whoever follows the wire format uses it as it is: it neither pads nor cuts."""
+    plain: Tokenizer = Tokenizer.from_str(finished(MINILM, do_lower_case=False))
+    for text in ("short", "word " * 300):
+        assert plain.encode(text).ids == rows(TOKENIZER.encode([text]))[0]
+    assert finished(finished(MINILM, do_lower_case=False), do_lower_case=False) == finished(MINILM, do_lower_case=False)
+    for broken in ("", "[]", "5"):
+        with pytest.raises(ModelLoadError, match="no JSON object"):
+            finished(broken, do_lower_case=False)
 
 
 @pytest.mark.parametrize("texts", [["a\ud800b"], ["fine", "a\ud800b"]])

@@ -30,7 +30,7 @@ def create_app(settings: Settings, producer: Producer | None = None) -> Starlett
     Raises:
         ServerNotFound: no Redis URL is set, and none or several servers are running on this machine.
     """
-    producer = producer or Producer(settings.redis_url, model=_queue_of(settings), settings=settings)
+    producer = producer or Producer(settings.redis_url, model=settings.chosen_model, settings=settings)
     embeddings, models, probes = EmbeddingsEndpoint(producer, settings), Models(producer.fleet), Probes(producer.fleet)
 
     @asynccontextmanager
@@ -61,9 +61,3 @@ def create_app(settings: Settings, producer: Producer | None = None) -> Starlett
     )
     app.router.redirect_slashes = False  # a redirect would be an answer without our error body
     return app
-
-
-def _queue_of(settings: Settings) -> str | None:
-    """The model whose queue is followed: the operator's choice, else the only one there is."""
-    chosen = {"model", "served_model_name"} & settings.model_fields_set
-    return settings.served_names[0] if chosen else None

@@ -13,11 +13,12 @@ from redis.exceptions import RedisError
 
 from embedstream.shared import exits, logs
 from embedstream.shared.cards import Announcement
-from embedstream.shared.connections import connect, connect_reader, connect_sync
+from embedstream.shared.connections import connect, connect_reader, connect_sync, is_refusal
 from embedstream.shared.errors import ModelLoadError, ServerNotFound
 from embedstream.shared.keys import Keys
 from embedstream.shared.logs import get_logger
 from embedstream.shared.settings import Settings
+from embedstream.shared.urls import without_password
 
 from .heartbeat import Heartbeat
 from .model import Model
@@ -49,7 +50,13 @@ def run(settings: Settings) -> int:
         _leave_reason(settings.redis_url, keys.status(consumer), str(error))
         exits.complain(str(error))
         return exits.FINAL
-    asyncio.run(_serve(settings, settings.redis_url, model, keys, consumer))
+    try:
+        asyncio.run(_serve(settings, settings.redis_url, model, keys, consumer))
+    except RedisError as error:
+        if not is_refusal(error):
+            raise
+        exits.complain(f"Redis at {without_password(settings.redis_url)} refuses us: {error}")
+        return exits.FINAL
     return exits.OK
 
 
@@ -72,7 +79,10 @@ async def _serve(settings: Settings, url: str, model: Model, keys: Keys, consume
         url, keys, model.card, announcement, settings.heartbeat_interval_ms, settings.heartbeat_ttl_ms
     )
     budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
-    worker = Worker(model, redis, reader, keys, consumer, heartbeat, budget, settings.shutdown_timeout_s * DRAIN_SHARE)
+    drain_timeout_s = settings.shutdown_timeout_s * DRAIN_SHARE
+    worker = Worker(
+        model, redis, reader, keys, consumer, heartbeat, budget, drain_timeout_s, where=without_password(url)
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)

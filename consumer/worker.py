@@ -47,6 +47,7 @@ class Worker:
         heartbeat: not started yet; it is what makes the consumer count as alive.
         budget: most tokens of a micro-batch, padding included.
         drain_timeout_s: time `run` may take to answer what is in hand once it was told to stop.
+        where: the URL of Redis as it may be shown, for log lines.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Worker:
         heartbeat: Heartbeat,
         budget: int,
         drain_timeout_s: float = 30.0,
+        where: str = "",
     ) -> None:
+        self._where = where
         self._consumer = consumer
         self._fingerprint = model.card.fingerprint
         self._budget = budget
@@ -121,7 +124,7 @@ class Worker:
             except (RedisError, OSError) as error:
                 if not is_transient(error):
                     raise
-                log.warning("worker.redis_away", error=repr(error))
+                log.warning("worker.redis_away", redis=self._where, error=repr(error))
                 await asyncio.sleep(pause_s)
             else:
                 break

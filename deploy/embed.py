@@ -42,7 +42,7 @@ def run(
 
     source = iter(texts) if texts else (line.rstrip("\r\n") for line in stdin)
     index = 0
-    with SyncProducer(connected.redis_url, settings=connected) as producer:
+    with SyncProducer(connected.redis_url, model=connected.chosen_model, settings=connected) as producer:
         for some in _slices(source):
             vectors = producer.embed(
                 some, dimensions=dimensions, normalize=normalize, truncate_prompt_tokens=-1 if truncate else None

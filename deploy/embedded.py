@@ -210,8 +210,11 @@ class DataLock:
     """
 
     def __init__(self, folder: Path, *, wait_s: float = 3.0) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.fileno = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.fileno = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise Unavailable(f"The data folder {folder} cannot be used: {error.strerror or error}.") from error
         deadline = time.monotonic() + wait_s
         while not self._taken():
             if time.monotonic() > deadline:  # a server whose `serve` was killed needs a moment to end

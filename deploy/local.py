@@ -85,6 +85,7 @@ class Supervisor:
         self._url = url_of(settings.host, self._port)
         self._signals = signals
         self._command = command
+        self._redis_url = ""
         self._valkey: EmbeddedServer | None = None
         self._valkey_child: Child | None = None
         self._consumers: list[Child] = []
@@ -96,7 +97,11 @@ class Supervisor:
         """Start everything, without waiting for the model."""
         for left in runfile.sweep():
             log.info("removed what a dead server left", path=str(left))
-        redis_url = self._settings.redis_url or self._start_valkey()
+        if self._settings.redis_url and self._settings.data_dir:
+            log.warning(
+                "data folder not used: the queue is where --redis-url says", data_dir=str(self._settings.data_dir)
+            )
+        redis_url = self._redis_url = self._settings.redis_url or self._start_valkey()
         if self._signals.stopping:
             return
         self._run_path = runfile.write(self._run_file(redis_url))
@@ -213,7 +218,9 @@ class Supervisor:
             return
         self._readiness.step(self._signals, longest_s)
         if self._readiness.is_over:
-            print(ready_block(self._settings, self._url, elapsed_s=self._readiness.elapsed_s), flush=True)  # noqa: T201
+            print(  # noqa: T201
+                ready_block(self._settings, self._url, self._redis_url, elapsed_s=self._readiness.elapsed_s), flush=True
+            )
 
     def _stop_tier(self, children: Sequence[Child]) -> None:
         for child in children:

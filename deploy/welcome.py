@@ -9,20 +9,25 @@ from embedstream.shared.settings import Settings, variable_of
 from embedstream.shared.urls import without_password
 
 
-def ready_block(settings: Settings, url: str, *, elapsed_s: float) -> str:
+def ready_block(settings: Settings, url: str, redis_url: str, *, elapsed_s: float) -> str:
     """A few lines that end with a command to copy.
 
     Args:
         settings: those of `serve`.
         url: the server as seen from this machine.
+        redis_url: the queue, for consumers and producers that join it.
         elapsed_s: time from the start until it answered.
     """
     model = settings.served_names[0]
-    queue = without_password(settings.redis_url) if settings.redis_url else "embedded Valkey"
+    queue = without_password(redis_url)
     counts = f"{_count(settings.api_workers, 'API process')}, {_count(settings.consumers, 'consumer')}"
+    state = f"is ready after {elapsed_s:.1f} s: {model} on {url}"
+    if not settings.consumers:
+        state = f"is up on {url} and waits for consumers: embedstream consumer --redis-url {shlex.quote(queue)}"
     lines = [
-        f"embedstream is ready after {elapsed_s:.1f} s: {model} on {url}",
-        f"  {counts}, {queue}; Ctrl-C stops it. Try:",
+        f"embedstream {state}",
+        f"  {counts}; Ctrl-C stops it",
+        f"  queue: {queue}" + ("" if settings.redis_url else " (embedded Valkey)"),
         curl_line(url, model, with_key=bool(settings.api_key)),
     ]
     return "\n".join(lines)

@@ -6,8 +6,9 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from redis.exceptions import RedisError
 
 from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect, connect_reader
-from embedstream.shared.errors import ResultTimeout, StaleCard, Unavailable
+from embedstream.shared.errors import InvalidInput, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
@@ -23,6 +24,7 @@ from embedstream.shared.options import VectorOptions, VectorType
 from embedstream.shared.results import ROW_CONTINUES, ROW_TRUNCATED, ResultPart, Timing
 from embedstream.shared.runfile import the_only_live
 from embedstream.shared.settings import Settings
+from embedstream.shared.urls import without_password
 
 from .enqueue import Writer
 from .fleet import Fleet
@@ -33,6 +35,8 @@ from .replies import Replies
 from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared, cut_into_jobs
 
 log = get_logger()
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Producer:
         self._url = url
         self._redis = connect(url)
         self._instance = os.urandom(8).hex()
-        self.fleet = Fleet(self._redis, prefix, model, CardCache(self._settings.card_cache_dir))
+        self.fleet = Fleet(self._redis, prefix, model, CardCache(self._settings.card_cache_dir), without_password(url))
         """What is known of the consumers, kept fresh in the background."""
         self._sessions: dict[Keys, _Session] = {}  # more than one only after the model on the queue was replaced
         self._opening = asyncio.Lock()
@@ -152,13 +156,13 @@ class Producer:
             ResultTimeout, JobFailed: accepted, but there is no result.
         """
         options = Options(
-            VectorOptions(dimensions, normalize, VectorType(dtype)),
+            VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype")),
             truncate_prompt_tokens,
             add_special_tokens,
-            Lane(lane),
+            _choice(Lane, lane, "lane"),
             timeout_s,
         )
-        listed = [inputs] if isinstance(inputs, str) else inputs
+        listed = _listed(inputs)
         if len(listed) == 0:
             recipe = (await self.fleet.live()).card.recipe
             return np.empty((0, dimensions or recipe.dimension), options.vectors.dtype.numpy)
@@ -183,12 +187,12 @@ class Producer:
             For each input (tokens, dim) of `dtype`, special tokens included.
         """
         options = Options(
-            VectorOptions(None, normalize, VectorType(dtype), per_token=True),
+            VectorOptions(None, normalize, _choice(VectorType, dtype, "dtype"), per_token=True),
             truncate_prompt_tokens,
-            lane=Lane(lane),
+            lane=_choice(Lane, lane, "lane"),
             timeout_s=timeout_s,
         )
-        listed = [inputs] if isinstance(inputs, str) else inputs
+        listed = _listed(inputs)
         if len(listed) == 0:
             return []
         result = await self.run(await self.prepare(listed, options))
@@ -214,15 +218,16 @@ class Producer:
             Slices that together cover every input once.
         """
         options = Options(
-            VectorOptions(dimensions, normalize, VectorType(dtype)),
+            VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype")),
             truncate_prompt_tokens,
             add_special_tokens,
-            Lane(lane),
+            _choice(Lane, lane, "lane"),
             timeout_s,
         )
-        if len(inputs) == 0:
+        listed = _listed(inputs)
+        if len(listed) == 0:
             return
-        prepared = await self.prepare(inputs, options)
+        prepared = await self.prepare(listed, options)
         deadline_s = self._deadline_s(prepared)
         begun = False
         try:
@@ -333,6 +338,20 @@ class Producer:
             _start(reconciler.run(self._stopping), "reconcile"),
         )
         return _Session(writer, replies, lost_contact, tasks)
+
+
+def _listed(inputs: str | Inputs) -> Inputs:
+    """A single text is a list of one, and never a sequence of letters; what can only be iterated is gone through."""
+    if isinstance(inputs, str):
+        return [inputs]
+    return inputs if isinstance(inputs, (list, tuple, np.ndarray)) else list(inputs)  # type: ignore[return-value] # same items
+
+
+def _choice(kind: type[Choice], value: str, param: str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidInput(f"{param} is {value!r}; choose from {', '.join(kind)}.", param=param) from None
 
 
 def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

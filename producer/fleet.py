@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from embedstream.shared.cards import Announcement, CardCache, ModelCard, ModelEntry
-from embedstream.shared.connections import after_failure, pause
+from embedstream.shared.connections import after_failure, is_refusal, pause
 from embedstream.shared.errors import MalformedMessage, Unavailable
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.logs import get_logger
@@ -42,10 +42,12 @@ class Fleet:
         prefix: beginning of all keys.
         model: a served name; None for the only model there is.
         cache: where cards are kept on disk.
+        where: the URL of Redis as it may be shown, for log lines.
     """
 
-    def __init__(self, redis: Redis, prefix: str, model: str | None, cache: CardCache) -> None:
+    def __init__(self, redis: Redis, prefix: str, model: str | None, cache: CardCache, where: str) -> None:
         self._redis = redis
+        self._where = where
         self._prefix = prefix
         self._model = model
         self._cache = cache
@@ -79,10 +81,11 @@ class Fleet:
             await self._refresh()
             self.redis_ok = True
         except (RedisError, OSError) as error:
-            if self.redis_ok:
-                log.warning("fleet.redis_away", error=repr(error))
+            trouble = f"Redis refuses us: {error}" if is_refusal(error) else "Redis cannot be reached."
+            if trouble != self._trouble:
+                log.warning("fleet.redis_away", redis=self._where, error=repr(error))
             self.redis_ok = False
-            self._trouble = "Redis cannot be reached."
+            self._trouble = trouble
             await after_failure(self._redis, error)
         except Exception as error:  # whatever somebody wrote into these keys must not end the polling
             trouble = f"What consumers announce cannot be read: {error}"
@@ -156,11 +159,12 @@ class Fleet:
         return next(iter(distinct.values())) if len(distinct) == 1 else None
 
     def _why_none(self, entries: dict[str, ModelEntry]) -> str:
-        announced = ", ".join(f"`{name}`" for name in sorted(entries)) or "none"
-        if self._model is None and entries:
+        if not entries:
+            return "No consumer has announced a model yet."
+        announced = ", ".join(f"`{name}`" for name in sorted(entries))
+        if self._model is None:
             return f"Several models are served; name one of them: {announced}."
-        wanted = f"the model `{self._model}`" if self._model else "a model"
-        return f"No consumer has announced {wanted} yet (announced: {announced})."
+        return f"No consumer has announced the model `{self._model}` (announced: {announced})."
 
     async def _fetch(self, keys: Keys, entry: ModelEntry) -> ModelCard | None:
         fingerprint = bytes.fromhex(entry.fingerprint)

@@ -30,6 +30,8 @@ INPUT_CHARS = 20
 more; a thread costs 0.1 ms."""
 ON_LOOP_IDS = 20_000
 
+_MAX_ID = np.iinfo(np.int64).max
+
 
 async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prepared:
     """Check a request and turn it into columns.
@@ -115,9 +117,10 @@ def _columns(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[
     for index, row in enumerate(rows):
         column: NDArray[Any] = np.asarray(row) if len(row) else np.empty(0, np.int64)
         # Not by asking for integers: numpy would then take 1.7, "7" and True for ids.
-        if column.ndim != 1 or column.dtype.kind not in "iu":
+        if column.ndim != 1 or column.dtype.kind not in "iu" or (len(column) and column.max() > _MAX_ID):
             raise InvalidInput(
-                f"The input at index {index} must be one flat sequence of token ids, integers of at most 64 bits.",
+                f"The input at index {index} must be one flat sequence of token ids; something in it is nested, or not "
+                "an integer of at most 64 bits.",
                 param="input",
             )
         columns.append(column)

@@ -87,9 +87,16 @@ def _keepalive(url: str) -> dict[str, Any]:
     return {} if url.startswith("unix:") else {"socket_keepalive": True}
 
 
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether Redis does not let us in, or not do what we must: no password, a wrong one, or too few rights."""
+    refusals = (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)
+    # The asyncio client wraps what goes wrong while it connects.
+    return isinstance(error, refusals) or (error is not None and isinstance(error.__cause__, refusals))
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same command may succeed a little later without anybody mending anything."""
-    if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError)):
+    if is_refusal(error):
         return False
     if isinstance(error, TRANSIENT):
         return True

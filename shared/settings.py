@@ -197,6 +197,13 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("not a redis://, rediss:// or unix:// URL")
+        return value
+
     @field_validator("matryoshka_dims")
     @classmethod
     def _known_form(cls, value: str | None) -> str | None:
@@ -211,6 +218,11 @@ class Settings(BaseSettings):
             return self.served_model_name
         short = Path(self.model).name or self.model
         return (short, self.model) if is_hub_id(self.model) and short != self.model else (short,)
+
+    @property
+    def chosen_model(self) -> str | None:
+        """The first served name when the operator named a model; None leaves the choice to the queue."""
+        return self.served_names[0] if {"model", "served_model_name"} & self.model_fields_set else None
 
 
 def is_hub_id(model: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from embedstream.api.errors import TABLE
+from embedstream.api.schemas import EmbeddingRequest
 from embedstream.shared.settings import Role, Settings, flag_of, roles_of, variable_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +42,15 @@ def test_the_readme_shows_the_two_commands_and_common_flags() -> None:
     assert "\nmake test\n" in page
     for flag in re.findall(r"`(--[\w-]+)`", page):
         assert flag in {flag_of(name) for name in Settings.model_fields}, flag
+
+
+def test_the_http_page_lists_every_field_and_every_error() -> None:
+    page = (ROOT / "docs" / "http.md").read_text()
+    fields = set(re.findall(r"^\| `(\w+)` \| ", page, re.MULTILINE)) | {"use_activation"}
+    assert fields == set(EmbeddingRequest.model_fields)
+    assert "`use_activation` is the same" in page
+    rows = {(int(status), kind) for status, kind in re.findall(r"^\| (\d{3}) \| `([\w ]+)` \|", page, re.MULTILINE)}
+    assert rows == {(row.status, row.type) for row in TABLE.values()} | {(405, "MethodNotAllowedError")}
 
 
 def test_every_setting_is_read_by_some_command() -> None:

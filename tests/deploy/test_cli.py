@@ -20,7 +20,7 @@ from embedstream.api import __main__ as api_main
 from embedstream.consumer import __main__ as consumer_main
 from embedstream.consumer import requirements
 from embedstream.deploy import cli, embed
-from embedstream.deploy.welcome import curl_line
+from embedstream.deploy.welcome import curl_line, ready_block
 from embedstream.shared import runfile
 from embedstream.shared.errors import InputTooLong
 from embedstream.shared.logs import get_logger
@@ -48,7 +48,7 @@ class FakeProducer:
 
     calls: list[tuple[str | None, dict[str, Any]]]
 
-    def __init__(self, url: str | None, *, settings: Settings) -> None:
+    def __init__(self, url: str | None, *, model: str | None, settings: Settings) -> None:
         assert settings.redis_url == url
         self._url = url
 
@@ -196,6 +196,12 @@ def test_roles_get_the_servers_settings(server: str, monkeypatch: pytest.MonkeyP
     alone = api_main.serve_http(Settings(), 5) if name == "api" else consumer_main.consume(Settings())
     assert alone == 7
     assert seen[1] == seen[0]
+
+
+def test_a_server_without_consumers_says_how_to_start_one() -> None:
+    block = ready_block(Settings(consumers=0, redis_url="redis://u:p@q:1"), "http://x", "redis://u:p@q:1", elapsed_s=1)
+    assert "waits for consumers: embedstream consumer --redis-url 'redis://u:***@q:1'" in block
+    assert "ready" not in block
 
 
 def test_the_curl_line_survives_a_shell() -> None:

@@ -130,7 +130,8 @@ def test_ready_means_a_request_works(start: Starter) -> None:
     assert words[:2] == ["curl", f"{run.http_url}/v1/embeddings"]
     assert json.loads(words[words.index("-d") + 1]) == {"model": "all-MiniLM-L6-v2", "input": "Hello, world"}
     assert '"Authorization: Bearer $EMBEDSTREAM_API_KEY"' in lines[-1]
-    assert "2 API processes, 2 consumers, embedded Valkey" in "\n".join(lines)
+    assert "2 API processes, 2 consumers" in "\n".join(lines)
+    assert f"queue: {run.redis_url} (embedded Valkey)" in "\n".join(lines)
     assert "secret" not in "\n".join(lines) + serve.errors
     assert "starting Valkey" in serve.errors
     assert "loading model" in serve.errors

@@ -67,6 +67,34 @@ async def test_a_single_text_is_a_list_of_one(producer: Producer, stub: Any, car
     np.testing.assert_allclose(await producer.embed("the queue"), expected(card, ["the queue"]))
 
 
+async def test_inputs_may_come_from_a_generator(producer: Producer, stub: Any, card: ModelCard) -> None:
+    inputs: Any = (text for text in ("a", "b"))
+    np.testing.assert_allclose(await producer.embed(inputs), expected(card, ["a", "b"]))
+
+
+@pytest.mark.parametrize(("option", "value"), [("lane", "fast"), ("dtype", "int8")])
+async def test_wrong_choices_are_named(producer: Producer, stub: Any, option: str, value: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"{option} is '{value}'; choose from (interactive|float32), ") as caught:
+        await producer.embed("a", **{option: value})  # type: ignore[arg-type] # that is what is wrong
+    assert caught.value.param == option
+
+
+async def test_a_model_nobody_serves_is_named(settings: Settings, stub: Any) -> None:
+    async with Producer(settings=settings, model="other") as producer:
+        with pytest.raises(Unavailable, match=r"`other` \(announced: `alias`, `m`\)"):
+            await producer.embed("a")
+
+
+async def test_a_refused_password_is_no_unreachable_redis(settings: Settings, redis: Redis, redis_url: str) -> None:
+    await redis.acl_setuser("locked", enabled=True, passwords=["+right"], keys=["*"], commands=["+@all"])
+    async with Producer(
+        redis_url.replace("unix://", "unix://locked@") + "?password=wrong", settings=settings
+    ) as producer:
+        with pytest.raises(Unavailable, match="Redis refuses us"):
+            await producer.embed("a")
+    await redis.acl_deluser("locked")
+
+
 async def test_no_inputs_give_no_rows(producer: Producer, stub: Any) -> None:
     assert (await producer.embed([])).shape == (0, 4)
     assert (await producer.embed([], dimensions=2)).shape == (0, 2)
@@ -194,7 +222,7 @@ async def test_no_answer_ends_in_a_timeout(producer: Producer, stub: Any) -> Non
 
 async def test_nobody_alive_is_said_at_once(settings: Settings, redis_url: str) -> None:
     async with Producer(redis_url, settings=settings) as producer:
-        with pytest.raises(Unavailable, match="announced"):
+        with pytest.raises(Unavailable, match="announced a model"):
             await producer.embed(["a"])
 
 

@@ -55,7 +55,12 @@ def recipe_of(files: ModelFiles, **settings: Any) -> Recipe:
 
 def test_minilm() -> None:
     assert recipe_of(locate("all-MiniLM-L6-v2")) == Recipe(
-        max_length=256, pooling=Pooling.MEAN, normalize=True, dimension=384, vocab_size=30522
+        max_length=256,
+        pooling=Pooling.MEAN,
+        normalize=True,
+        dimension=384,
+        vocab_size=30522,
+        pooling_source="modules.json",
     )
 
 

@@ -30,6 +30,7 @@ def test_settings_are_frozen() -> None:
         ("matryoshka_dims", "64,x"),
         ("matryoshka_dims", "0"),
         ("key_prefix", "a{b}"),
+        ("redis_url", "http://x"),
         ("request_timeout_s", "0"),
         ("log_level", "loud"),
         ("dtype", "int8"),

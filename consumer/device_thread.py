@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from embedstream.shared.lanes import Lane
 
@@ -51,6 +52,9 @@ class DeviceThread:
         self._changed = threading.Condition()
         self._places = threading.Semaphore(MOST_UNDELIVERED)
         self._finishing = False
+        self._abandoned = False
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        """Done when the thread has ended; with its error, should it ever end by one."""
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     def start(self) -> None:
@@ -78,28 +82,52 @@ class DeviceThread:
             self._finishing = True
             self._changed.notify()
 
-    async def ended(self) -> None:
-        """Wait for the end of the thread."""
-        while self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join, 1.0)
+    def abandon(self) -> None:
+        """Nobody waits for results any more: begin no further batch."""
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify()
+        self._places.release()
 
     def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            self._take_turns()
+        except BaseException as caught:  # noqa: BLE001 - without this thread nothing is answered: the worker must hear
+            error = caught
+        self._tell(self._end, error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
+
+    def _take_turns(self) -> None:
         while True:
             self._places.acquire()
             batch = self._next()
             if batch is None:
                 return
-            self._loop.call_soon_threadsafe(self._taken)
+            self._tell(self._taken)
             started_ms = self._now_ms()
             outcome: Embedded | BaseException
             try:
                 outcome = self._embed(batch)
             except BaseException as error:  # noqa: BLE001 - whatever a model raises, its callers must hear of it
                 outcome = error
-            self._loop.call_soon_threadsafe(self._done, batch, (started_ms, outcome))
+            self._tell(self._done, batch, (started_ms, outcome))
+
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+        """Call something on the event loop, if that still runs."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _next(self) -> MicroBatch | None:
         with self._changed:
-            while (batch := self._rows.take()) is None and not self._finishing:
+            while not self._abandoned:
+                batch = self._rows.take()
+                if batch is not None or self._finishing:
+                    return batch
                 self._changed.wait()
-            return batch
+            return None

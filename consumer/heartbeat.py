@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from embedstream.shared.cards import Announcement, ModelCard
-from embedstream.shared.connections import Script, connect_sync
+from embedstream.shared.connections import COMMAND_TIMEOUT_S, Script, connect_sync
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.logs import get_logger
 
@@ -71,7 +71,7 @@ class Heartbeat:
         """Stop beating and say so: the consumer counts as gone at once."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(COMMAND_TIMEOUT_S)
         try:
             self._redis.delete(self._keys.heartbeat(self._announcement.consumer))
             self._redis.zrem(self._keys.live, self._announcement.consumer)

@@ -27,7 +27,7 @@ from .worker import Worker
 CPU_BATCH_TOKENS = 4096  # larger batches fall out of a CPU's cache
 CUDA_BATCH_TOKENS = 65_536
 STATUS_TTL_S = 3600
-DRAIN_SHARE = 0.9  # of the time to stop; the rest is for saying goodbye
+DRAIN_SHARE = 0.75  # of the time to stop; the rest is for saying goodbye to a Redis that may be slow
 
 log = get_logger()
 

@@ -27,6 +27,9 @@ MAX_READ_BYTES = 8 * 1024 * 1024
 """What one read should bring at most: a larger reply on a busy loop runs into the read's timeout."""
 MIN_COUNT = MAX_READ_BYTES // MAX_BODY_BYTES // len(LANES)
 MAX_COUNT = 512
+FIRST_COUNT = 4
+"""Entries taken of a lane that was quiet; then at most twice what the last read brought: how large the next are, nobody
+knows."""
 
 log = get_logger()
 
@@ -46,6 +49,7 @@ class LaneReader:
         self._consumer = consumer
         self._lane_of = {keys.lane(lane).encode(): lane for lane in LANES}
         self._largest = float(MAX_BODY_BYTES)
+        self._caps = dict.fromkeys(LANES, FIRST_COUNT)
         self._pauses = backoff_s()
 
     async def prepare(self) -> None:
@@ -68,7 +72,8 @@ class LaneReader:
         """
         try:
             streams: dict[Any, Any] = {self._keys.lane(lane): ">" for lane in lanes}
-            reply: Any = await self._redis.xreadgroup(GROUP, self._consumer, streams, min(count, self.most), block_ms)
+            most = min(count, self.most, FIRST_COUNT)  # a lane that had to be waited for was quiet
+            reply: Any = await self._redis.xreadgroup(GROUP, self._consumer, streams, most, block_ms)
         except (RedisError, OSError) as error:
             await self._recover(error)
             return []
@@ -76,7 +81,7 @@ class LaneReader:
 
     async def take(self, counts: dict[Lane, int]) -> list[RawEntry]:
         """Up to so many entries of each lane, without waiting."""
-        wanted = {lane: min(count, self.most) for lane, count in counts.items() if count > 0}
+        wanted = {lane: min(count, self.most, self._caps[lane]) for lane, count in counts.items() if count > 0}
         if not wanted:
             return []
         try:
@@ -88,7 +93,12 @@ class LaneReader:
             await self._recover(error)
             return []
         # What one lane gave is under our lease, even when the other lane has lost its group.
-        entries = [entry for reply in replies if not isinstance(reply, Exception) for entry in self._entries(reply)]
+        entries = []
+        for lane, reply in zip(wanted, replies, strict=True):
+            if not isinstance(reply, Exception):
+                some = self._entries(reply)
+                self._caps[lane] = max(FIRST_COUNT, 2 * len(some))
+                entries += some
         failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
         if failed is not None:
             await self._recover(failed)
@@ -117,6 +127,8 @@ class LaneReader:
         return entries
 
     def _observe(self, entries: list[RawEntry]) -> None:
+        if not entries:
+            return
         # Falls slowly and rises at once, so that one large entry makes the next reads careful.
         self._largest = max(self._largest * 0.9, 256.0)
         for entry in entries:

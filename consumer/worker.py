@@ -7,6 +7,7 @@ busy, and it takes what there is when it is free.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -72,14 +73,14 @@ class Worker:
         self._intake = Intake(model.card, model.tokenizer, keys.reply(""))
         self._publisher = Publisher(redis, keys)
         self._heartbeat = heartbeat
-        self._tokens_of_entry = float(budget)  # running mean, to know how many entries to ask for
+        self._tokens_of_entry = dict.fromkeys(LANES, float(budget))  # to know how many entries to ask for
         self._room = asyncio.Event()
         self._done: asyncio.Queue[tuple[MicroBatch, Outcome]] = asyncio.Queue()
-        self._stopping = False
+        self._stop = asyncio.Event()
 
     def stop(self) -> None:
         """Read no more; `run` returns when what is in hand is answered."""
-        self._stopping = True
+        self._stop.set()
         self._room.set()
 
     async def run(self) -> None:
@@ -95,28 +96,52 @@ class Worker:
             lambda batch, outcome: self._done.put_nowait((batch, outcome)),
         )
         device.start()
-        work = asyncio.create_task(self._work(device), name="work")
-        helpers = [
+        parts: list[asyncio.Future[Any]] = [
+            asyncio.create_task(self._work(device), name="work"),
             asyncio.create_task(self._publisher.run(), name="publisher"),
             asyncio.create_task(self._deliver_all(device), name="delivery"),
         ]
         try:
-            # The helpers never end by themselves: one that does has failed, and its answers would wait for ever.
-            await asyncio.wait([work, *helpers], return_when=asyncio.FIRST_COMPLETED)
-            for task in (work, *helpers):
-                if task.done():
-                    task.result()
+            await self._until_over(parts[0], [*parts, device.ended])
         finally:
-            for task in (work, *helpers):
-                task.cancel()
-            await asyncio.wait([work, *helpers], timeout=1)
+            device.abandon()
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts, timeout=1)
             await asyncio.to_thread(self._heartbeat.stop)
         log.info("worker.stopped", consumer=self._consumer)
+
+    async def _until_over(self, work: asyncio.Future[Any], parts: list[asyncio.Future[Any]]) -> None:
+        """Wait for the work to end. Told to stop, it has a limited time for that, however Redis behaves.
+
+        Raises:
+            BaseException: of a part that failed; without it, answers would wait for ever.
+        """
+        told: asyncio.Future[Any] = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([*parts, told], return_when=asyncio.FIRST_COMPLETED)
+            deadline_s = asyncio.get_running_loop().time() + self._drain_timeout_s
+            while not work.done():
+                failed = next((part for part in parts if part.done() and part.exception() is not None), None)
+                if failed is not None:
+                    break
+                left_s = deadline_s - asyncio.get_running_loop().time()
+                waiting = [part for part in parts if not part.done()]
+                if left_s <= 0:
+                    # What is in hand stays on its lane, under a lease that ends with our heartbeat.
+                    log.error("worker.not_drained", timeout_s=self._drain_timeout_s)
+                    return
+                await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            for part in parts:
+                if part.done():
+                    part.result()
+        finally:
+            told.cancel()
 
     async def _join(self) -> bool:
         """Create the lanes and begin to count as alive; try for as long as Redis is away. False when told to stop."""
         for pause_s in backoff_s():
-            if self._stopping:
+            if self._stop.is_set():
                 return False
             try:
                 await self._reader.prepare()
@@ -131,17 +156,12 @@ class Worker:
         return True
 
     async def _work(self, device: DeviceThread) -> None:
-        while not self._stopping:
+        while not self._stop.is_set():
             await self._read(device)
-        try:
-            async with asyncio.timeout(self._drain_timeout_s):
-                device.finish()
-                await device.ended()
-                await self._done.join()
-                await self._publisher.flush()
-        except TimeoutError:
-            # What is in hand stays on its lane, under a lease that ends with our heartbeat.
-            log.error("worker.not_drained", timeout_s=self._drain_timeout_s)
+        device.finish()
+        await asyncio.shield(device.ended)
+        await self._done.join()
+        await self._publisher.flush()
 
     async def _read(self, device: DeviceThread) -> None:
         """Bring in what fills the next batch; with enough in hand, wait until the device has taken some."""
@@ -162,13 +182,21 @@ class Worker:
 
         One bulk entry is always in hand, so that bulk can have its share while interactive work keeps coming.
         """
-        each = max(1.0, self._tokens_of_entry)
         interactive, bulk = device.tokens(Lane.INTERACTIVE), device.tokens(Lane.BULK)
         counts = {
-            Lane.INTERACTIVE: -int(-(self._budget - interactive) // each),
-            Lane.BULK: max(-int(-(self._budget - interactive - bulk) // each), 0 if bulk else 1),
+            Lane.INTERACTIVE: self._entries_of(Lane.INTERACTIVE, self._budget - interactive),
+            Lane.BULK: max(self._entries_of(Lane.BULK, self._budget - interactive - bulk), 0 if bulk else 1),
         }
         return {lane: count for lane, count in counts.items() if count > 0}
+
+    def _entries_of(self, lane: Lane, tokens: int) -> int:
+        """How many of a lane's entries hold so many tokens, going by those read lately."""
+        return -int(-tokens // max(1.0, self._tokens_of_entry[lane]))
+
+    def _observe(self, lane: Lane, tokens: int) -> None:
+        """Large entries count at once, smaller ones little by little: taking too many is worse than asking again."""
+        known = self._tokens_of_entry[lane]
+        self._tokens_of_entry[lane] = float(tokens) if tokens > known else known + 0.1 * (tokens - known)
 
     async def _take_in(self, raw_entries: list[RawEntry], device: DeviceThread) -> None:
         accepted: dict[Lane, list[Entry]] = {}
@@ -181,7 +209,7 @@ class Worker:
             elif taken.done:  # each of its rows has failed already
                 await self._publisher.put(answer_of(taken, self._fingerprint))
             else:
-                self._tokens_of_entry += 0.1 * (len(taken.tokens.ids) - self._tokens_of_entry)
+                self._observe(raw.lane, len(taken.tokens.ids))
                 accepted.setdefault(raw.lane, []).append(taken)
         for lane, entries in accepted.items():
             device.add(lane, entries)

@@ -106,8 +106,9 @@ class Producer:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        sessions = list(self._sessions.values())
-        self._sessions.clear()
+        async with self._opening:  # a session that is just being opened sees the flag, or is closed here
+            sessions = list(self._sessions.values())
+            self._sessions.clear()
         for session in sessions:
             for request in session.replies.requests.values():
                 request.fail(Unavailable("The producer was closed."))
@@ -312,10 +313,12 @@ class Producer:
 
     async def _ready(self) -> _Session:
         """The session of the model served now; made on the first request."""
-        if self._poll is None or self._stopping.is_set():
+        if self._poll is None:
             raise Unavailable("The producer is not open: use `async with Producer(...)`.")
         keys = (self.fleet.served or await self.fleet.live()).keys
         async with self._opening:
+            if self._stopping.is_set():
+                raise Unavailable("The producer was closed.")
             if keys not in self._sessions:
                 self._sessions[keys] = await self._open_session(keys)
             return self._sessions[keys]

@@ -110,6 +110,8 @@ class Fleet:
     async def _refresh(self) -> None:
         table: Any = await self._redis.hgetall(models(self._prefix))
         entries = {name.decode(): entry for name, value in table.items() if (entry := self._read(ModelEntry, value))}
+        if self._model is None and len({entry.model for entry in entries.values()}) > 1:
+            entries = await self._living(entries)  # the table remembers models that nobody serves any more
         entry = self._choose(entries)
         if entry is None:
             self.consumers = ()
@@ -127,6 +129,16 @@ class Fleet:
             self._trouble = f"The card of `{entry.model}` is not in Redis yet."
             return
         self._trouble = None if self.consumers else f"No consumer of `{entry.model}` is alive."
+
+    async def _living(self, entries: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
+        """The entries of models with a live consumer; all of them when none has one."""
+        seconds, micros = await self._redis.time()
+        now_ms = seconds * 1000 + micros // 1000
+        living = set()
+        for model in {entry.model for entry in entries.values()}:
+            if await self._redis.zcount(Keys(self._prefix, model).live, now_ms, "+inf"):
+                living.add(model)
+        return {name: entry for name, entry in entries.items() if entry.model in living} or entries
 
     def _read(self, kind: type[Said], data: bytes) -> Said | None:
         """What somebody wrote, or None: one unreadable value must not hide the others."""
@@ -175,5 +187,5 @@ class Fleet:
         if any(piece is None for piece in pieces):
             return None
         card = await asyncio.to_thread(ModelCard.decode, pieces, fingerprint, entry.model)
-        await asyncio.to_thread(self._cache.save, card)
+        await asyncio.to_thread(self._cache.save, fingerprint, pieces)
         return card

@@ -115,7 +115,10 @@ def _columns(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[
     lengths = np.fromiter(map(len, rows), np.uint32, len(rows))
     columns = []
     for index, row in enumerate(rows):
-        column: NDArray[Any] = np.asarray(row) if len(row) else np.empty(0, np.int64)
+        try:
+            column: NDArray[Any] = np.asarray(row) if len(row) else np.empty(0, np.int64)
+        except (OverflowError, ValueError):  # nested, each in its own way
+            column = np.empty((0, 0))
         # Not by asking for integers: numpy would then take 1.7, "7" and True for ids.
         if column.ndim != 1 or column.dtype.kind not in "iu" or (len(column) and column.max() > _MAX_ID):
             raise InvalidInput(

@@ -197,12 +197,12 @@ class CardCache:
         except (OSError, MalformedMessage):
             return None
 
-    def save(self, card: ModelCard) -> None:
-        """Keep the card; written aside and renamed, so that no reader meets half a file."""
+    def save(self, fingerprint: bytes, pieces: list[bytes]) -> None:
+        """Keep a card as it was published; written aside and renamed, so that no reader meets half a file."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-                file.write(b"".join(card.encode()))
-            Path(file.name).replace(self._folder / card.fingerprint.hex())
+                file.write(b"".join(pieces))
+            Path(file.name).replace(self._folder / fingerprint.hex())
         except OSError:
             return

@@ -16,7 +16,7 @@ import pytest
 import torch
 from redis.asyncio import Redis
 
-from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.batching import MicroBatch, RowQueue
 from embedstream.consumer.embedder import Embedded
 from embedstream.consumer.heartbeat import Heartbeat
 from embedstream.consumer.model import Model
@@ -252,6 +252,47 @@ async def test_a_redis_that_is_away_does_not_keep_it_from_stopping(load: Callabl
             worker._embedder.embed = cut_off  # type: ignore[method-assign] # its answer finds nobody
             with pytest.raises((ResultTimeout, Unavailable)):
                 await producer.embed("a", timeout_s=1)
+
+
+async def test_a_burst_after_a_trickle_is_not_taken_whole(
+    load: Callable[..., Model], settings: Settings, redis_url: str, keys: Keys, redis: Redis
+) -> None:
+    """Short queries say nothing of the size of what comes next."""
+    model = load()
+    async with Producer(settings=settings) as producer, serving(model, redis_url, keys, budget=256) as worker:
+        await found(producer)
+        for number in range(40):
+            await producer.embed([[5 + number % 9]])
+        embed = worker._embedder.embed
+        go = threading.Event()
+
+        def slow(batch: MicroBatch) -> Embedded:
+            go.wait(20)
+            return embed(batch)
+
+        worker._embedder.embed = slow  # type: ignore[method-assign] # a device that is busy
+        asked = asyncio.create_task(producer.embed([[5] * 40] * 64 * 40))
+        await until(partial(in_hand, redis, keys), 1)
+        await asyncio.sleep(0.3)
+        taken = await in_hand(redis, keys)
+        go.set()
+        assert taken <= 8
+        assert len(await asked) == 64 * 40
+
+
+async def test_a_device_thread_that_dies_ends_the_worker(
+    load: Callable[..., Model], settings: Settings, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that answers nothing must not look alive."""
+    monkeypatch.setattr(RowQueue, "take", lambda _: (_ for _ in ()).throw(MemoryError("no room")))
+
+    async def serve_until_it_ends() -> None:
+        async with serving(load(), redis_url, keys) as worker, asyncio.timeout(20):
+            while not worker._heartbeat._stopping.is_set():
+                await asyncio.sleep(0.01)
+
+    with pytest.raises(MemoryError):
+        await serve_until_it_ends()
 
 
 async def test_it_stops_while_it_waits_for_redis(load: Callable[..., Model], keys: Keys) -> None:

@@ -262,6 +262,40 @@ async def test_an_alias_added_later_is_known(producer: Producer, stub: Any, redi
     assert "late" in producer.fleet.served.names
 
 
+async def test_a_model_nobody_serves_any_more_is_no_choice(
+    producer: Producer, stub: Any, redis: Redis, keys: Keys, card: ModelCard
+) -> None:
+    await redis.hset(models(keys.prefix), "old", ModelEntry("old", "ab" * 16, 1).encode())
+    np.testing.assert_allclose(await producer.embed("a"), expected(card, ["a"]))
+
+
+async def test_two_models_that_are_served_must_be_told_apart(
+    settings: Settings, redis_url: str, stub: Any, keys: Keys, card: ModelCard, stub_consumers: Any
+) -> None:
+    async with stub_consumers(redis_url, Keys(keys.prefix, "n")) as start:
+        await start(replace(card, model="n"))
+        async with Producer(settings=settings) as producer:
+            with pytest.raises(Unavailable, match="Several models are served"):
+                await producer.embed("a")
+        async with Producer(settings=settings, model="n") as producer:
+            np.testing.assert_allclose(await producer.embed("a"), expected(card, ["a"]))
+
+
+async def test_closing_while_the_first_requests_begin_leaves_nothing(
+    settings: Settings, stub: Any, redis: Redis, keys: Keys
+) -> None:
+    producer = Producer(settings=settings)
+    await producer.open()
+    await redis.client_pause(200)
+    asked = [asyncio.create_task(producer.embed("a", timeout_s=20)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(15):
+        await producer.close()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(answer, Unavailable) for answer in answers)
+    assert [key async for key in redis.scan_iter(f"{keys.base}:r:*")] == []
+
+
 async def test_a_replaced_model_has_its_own_lane(
     settings: Settings, redis_url: str, redis: Redis, keys: Keys, card: ModelCard, stub_consumers: Any
 ) -> None:
@@ -294,7 +328,7 @@ async def test_a_damaged_part_harms_no_other_of_its_entry(producer: Producer, st
 
 @pytest.mark.parametrize(
     "inputs",
-    [[[1.7, 2.9]], [["5", "6"]], [[True, False]], [1, 2, 3], [[[1]]], [None], [{"a": 1}], [[2**65]]],
+    [[[1.7, 2.9]], [["5", "6"]], [[True, False]], [1, 2, 3], [[[1]]], [None], [{"a": 1}], [[2**65]], [[1, [2, 3]]]],
     ids=repr,
 )
 async def test_what_is_no_token_id_is_not_taken_for_one(producer: Producer, stub: Any, inputs: Any) -> None:

@@ -82,7 +82,7 @@ def test_damaged_cards_are_malformed(pieces: list[bytes]) -> None:
 def test_the_cache_keeps_cards_and_forgets_damaged_ones(tmp_path: Path) -> None:
     cache = CardCache(tmp_path / "cards")
     assert cache.load(CARD.fingerprint, CARD.model) is None
-    cache.save(CARD)
+    cache.save(CARD.fingerprint, CARD.encode())
     assert cache.load(CARD.fingerprint, CARD.model) == CARD
     (tmp_path / "cards" / CARD.fingerprint.hex()).write_bytes(b"half a card")
     assert cache.load(CARD.fingerprint, CARD.model) is None
@@ -91,7 +91,7 @@ def test_the_cache_keeps_cards_and_forgets_damaged_ones(tmp_path: Path) -> None:
 def test_an_unwritable_cache_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     cache = CardCache(tmp_path / "file")
-    cache.save(CARD)
+    cache.save(CARD.fingerprint, CARD.encode())
     assert cache.load(CARD.fingerprint, CARD.model) is None
 
 

@@ -96,16 +96,14 @@ class Supervisor:
     def start(self) -> None:
         """Start everything, without waiting for the model."""
         for left in runfile.sweep():
-            log.info("removed what a dead server left", path=str(left))
+            log.info("serve.leftover_removed", path=str(left))
         if self._settings.redis_url and self._settings.data_dir:
-            log.warning(
-                "data folder not used: the queue is where --redis-url says", data_dir=str(self._settings.data_dir)
-            )
+            log.warning("serve.data_dir_unused", reason="the queue is at --redis-url")
         redis_url = self._redis_url = self._settings.redis_url or self._start_valkey()
         if self._signals.stopping:
             return
         self._run_path = runfile.write(self._run_file(redis_url))
-        log.info("loading model", model=self._settings.model, consumers=self._settings.consumers)
+        log.info("model.loading", model=self._settings.model, consumers=self._settings.consumers)
         environment = without_settings(os.environ) | environment_of(
             self._settings, redis_url=redis_url, port=self._port
         )
@@ -130,14 +128,14 @@ class Supervisor:
                 self._look_after(child)
             for tier in (self._consumers, self._apis):
                 if tier and all(child.final for child in tier):
-                    log.error("nothing left to run", processes=[child.name for child in tier])
+                    log.error("serve.nothing_left_to_run", processes=[child.name for child in tier])
                     return exits.FINAL
             self._wait()
         return exits.OK
 
     def stop(self) -> None:
         """Stop API, consumers, Valkey, in this order, and remove the run file and the private folder."""
-        log.info("stopping")
+        log.info("serve.stopping")
         self._listener.close()  # or new clients would wait in its queue for nobody
         if self._readiness is not None:
             self._readiness.close()
@@ -151,7 +149,7 @@ class Supervisor:
             self._valkey.remove()
 
     def _start_valkey(self) -> str:
-        log.info("starting Valkey", data_dir=str(self._settings.data_dir or "in memory"))
+        log.info("valkey.starting", data_dir=str(self._settings.data_dir or "in memory"))
         self._valkey = EmbeddedServer(self._settings)
         self._valkey_child = Child("Valkey", self._valkey.spawn)
         self._valkey_child.start()
@@ -198,17 +196,19 @@ class Supervisor:
                 child.start()
             except OSError as error:  # no memory or no process left; later there may be
                 child.postpone()
-                log.error("process not started", process=child.name, error=str(error))
+                log.error("process.not_started", process=child.name, error=str(error))
             else:
-                log.info("process started again", process=child.name)
+                log.info("process.restarted", process=child.name)
 
     def _tell_end(self, child: Child, code: int) -> None:
         if child.final:
-            log.error("process cannot run; its own message stands above", process=child.name, ending=ending_of(code))
+            log.error(
+                "process.cannot_run", process=child.name, ending=ending_of(code), reason="see its own message above"
+            )
             return
-        log.warning("process ended", process=child.name, ending=ending_of(code), restart_in_s=round(child.due_in_s))
+        log.warning("process.ended", process=child.name, ending=ending_of(code), restart_in_s=round(child.due_in_s))
         if child is self._valkey_child and self._valkey is not None:
-            log.warning("last words of Valkey", text=self._valkey.log_tail())
+            log.warning("valkey.last_words", text=self._valkey.log_tail())
 
     def _wait(self) -> None:
         """Sleep until something is to be done."""
@@ -233,4 +233,4 @@ class Supervisor:
             self._signals.wait(left_s)
         for child in children:
             if child.kill():
-                log.warning("process killed, it did not stop in time", process=child.name)
+                log.warning("process.killed", process=child.name, reason="it did not stop in time")

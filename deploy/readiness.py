@@ -96,7 +96,7 @@ class Readiness:
             self._hear(self._probe.answer())
         if not self.is_over and time.monotonic() - self._told_at >= _PROGRESS_EVERY_S:
             self._told_at = time.monotonic()
-            log.info("still loading", elapsed_s=round(self.elapsed_s), state=self._reason or "no answer yet")
+            log.info("serve.not_ready_yet", elapsed_s=round(self.elapsed_s), state=self._reason or "no answer yet")
 
     def close(self) -> None:
         """Stop asking."""

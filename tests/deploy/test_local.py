@@ -133,8 +133,8 @@ def test_ready_means_a_request_works(start: Starter) -> None:
     assert "2 API processes, 2 consumers" in "\n".join(lines)
     assert f"queue: {run.redis_url} (embedded Valkey)" in "\n".join(lines)
     assert "secret" not in "\n".join(lines) + serve.errors
-    assert "starting Valkey" in serve.errors
-    assert "loading model" in serve.errors
+    assert "valkey.starting" in serve.errors
+    assert "model.loading" in serve.errors
     assert run.process.pid == serve.process.pid
     with socket.create_connection(("localhost", run.port), timeout=DEADLINE_S) as client:
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -172,7 +172,7 @@ def test_progress_is_told_until_ready(start: Starter, home: Path) -> None:
     (home / "fakes" / "loading").touch()
     serve = start()
     wait_for(lambda: "no consumer is alive" in serve.errors, "the reason why it is not ready")
-    assert "still loading" in serve.errors
+    assert "serve.not_ready_yet" in serve.errors
     (home / "fakes" / "loading").unlink()
     serve.read_ready_block()
 
@@ -194,7 +194,7 @@ def test_after_a_stop_nothing_remains(start: Starter, number: signal.Signals) ->
 
 
 def test_a_stop_while_starting_leaves_nothing(start: Starter) -> None:
-    for appears in ("starting Valkey", "loading model"):
+    for appears in ("valkey.starting", "model.loading"):
         serve = start()
         wait_for(lambda: appears in serve.errors, appears)  # noqa: B023 - called in this round
         serve.process.send_signal(signal.SIGINT)
@@ -238,7 +238,7 @@ def test_a_second_signal_kills_at_once(start: Starter) -> None:
     wait_for(lambda: len(serve.everybody()) == 5, "all processes")
     everybody = serve.everybody()
     serve.process.terminate()
-    wait_for(lambda: "stopping" in serve.errors, "the stop")
+    wait_for(lambda: "serve.stopping" in serve.errors, "the stop")
     time.sleep(0.3)  # closer together they would count as one
     serve.process.send_signal(signal.SIGINT)
     serve.process.wait(DEADLINE_S)
@@ -301,7 +301,7 @@ def test_all_consumers_final_ends_serve(start: Starter) -> None:
     serve = start(FAKE_FINAL="consumer")
     assert serve.process.wait(DEADLINE_S) == 78
     assert "the consumer has its reason" in serve.errors
-    assert "process cannot run" in serve.errors
+    assert "process.cannot_run" in serve.errors
     assert len(list(serve.fakes.glob("consumer.*"))) == 2  # neither was started again
     assert serve.leftovers() == []
     assert serve.pids("api") == []

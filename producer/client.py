@@ -156,13 +156,9 @@ class Producer:
             Overloaded, Unavailable: not accepted; worth a retry later.
             ResultTimeout, JobFailed: accepted, but there is no result.
         """
-        options = Options(
-            VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype")),
-            truncate_prompt_tokens,
-            add_special_tokens,
-            _choice(Lane, lane, "lane"),
-            timeout_s,
-        )
+        vectors = VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype"))
+        lane = _choice(Lane, lane, "lane")
+        options = Options(vectors, truncate_prompt_tokens, add_special_tokens, lane, timeout_s)
         listed = _listed(inputs)
         if len(listed) == 0:
             recipe = (await self.fleet.live()).card.recipe
@@ -218,13 +214,9 @@ class Producer:
         Yields:
             Slices that together cover every input once.
         """
-        options = Options(
-            VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype")),
-            truncate_prompt_tokens,
-            add_special_tokens,
-            _choice(Lane, lane, "lane"),
-            timeout_s,
-        )
+        vectors = VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype"))
+        lane = _choice(Lane, lane, "lane")
+        options = Options(vectors, truncate_prompt_tokens, add_special_tokens, lane, timeout_s)
         listed = _listed(inputs)
         if len(listed) == 0:
             return

@@ -18,6 +18,7 @@ from embedstream.shared.tokenization import TextTokenizer
 
 POLL_S = 0.5
 _STALE_S = 2.0
+_MOST_REMEMBERED = 100
 
 log = get_logger()
 
@@ -146,6 +147,8 @@ class Fleet:
             return kind.decode(data)
         except MalformedMessage as error:
             if data not in self._unreadable:
+                if len(self._unreadable) == _MOST_REMEMBERED:
+                    self._unreadable.clear()
                 self._unreadable.add(data)
                 log.warning("fleet.unreadable", error=str(error))
             return None

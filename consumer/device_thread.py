@@ -14,8 +14,8 @@ from contextlib import suppress
 from embedstream.shared.lanes import Lane
 
 from .batching import MicroBatch, RowQueue
-from .embedder import Embedded
 from .entries import Entry
+from .outcome import Embedded
 
 MOST_UNDELIVERED = 4
 """Batches that may be done and not yet handed to the publisher. A Redis that takes no answers so stops the device."""

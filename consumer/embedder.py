@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from embedstream.shared.options import VectorOptions, VectorType
 from embedstream.shared.recipe import Pooling
-from embedstream.shared.results import Status
 from embedstream.shared.tokenization import offsets
 
 from .batching import MicroBatch
 from .model import Model
+from .outcome import Embedded, RowVectors
 from .pooling import all_tokens, cut_and_normalize, pool
 
 _TORCH: dict[VectorType, torch.dtype] = {
@@ -28,32 +27,6 @@ _TORCH: dict[VectorType, torch.dtype] = {
     VectorType.FP8_E4M3: torch.float8_e4m3fn,
     VectorType.FP8_E5M2: torch.float8_e5m2,
 }
-_NOT_FINITE = "The model computed a vector that is not finite (NaN or infinity)."
-
-
-@dataclass(frozen=True, slots=True)
-class RowVectors:
-    """What the rows of a micro-batch with equal options became.
-
-    Args:
-        rows: (n,) places in the micro-batch.
-        vectors: (sum of their vectors, dim) in the number format asked for.
-        bounds: (n + 1,) where each row's token vectors begin; None for one vector a row.
-        finite: (n,) whether the row's float32 vectors were all finite.
-    """
-
-    rows: NDArray[np.int64]
-    vectors: NDArray[Any]
-    bounds: NDArray[np.int64] | None
-    finite: NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """A micro-batch after its forward pass."""
-
-    groups: list[RowVectors]
-    duration_s: float
 
 
 class Embedder:
@@ -104,37 +77,6 @@ class Embedder:
         return _to_numpy(finished.to(_TORCH[options.dtype]), options.dtype), finite
 
 
-def deliver(batch: MicroBatch, embedded: Embedded, started_ms: float) -> None:
-    """Hand the vectors to the jobs they belong to.
-
-    Args:
-        batch: as it was embedded.
-        embedded: what became of it.
-        started_ms: when the forward pass began, on Redis's clock.
-    """
-    for entry in batch.entries:
-        entry.started_ms = started_ms if entry.started_ms is None else entry.started_ms
-        entry.inference_us += int(embedded.duration_s * 1e6)
-    for group in embedded.groups:
-        for owner, places in _by_owner(batch.owner[group.rows]):
-            entry = batch.entries[owner]
-            rows = batch.row[group.rows[places]]
-            good = group.finite[places]
-            if group.bounds is None:
-                entry.store(rows[good], group.vectors[places[good]])
-            else:
-                for row, place in zip(rows[good].tolist(), places[good], strict=True):
-                    entry.store_tokens(row, group.vectors[group.bounds[place] : group.bounds[place + 1]])
-            if not good.all():
-                entry.fail(rows[~good], Status.FAILED, _NOT_FINITE)
-
-
-def fail(batch: MicroBatch, message: str) -> None:
-    """Give up all rows of a batch."""
-    for owner, places in _by_owner(batch.owner):
-        batch.entries[owner].fail(batch.row[places], Status.FAILED, message)
-
-
 def _groups(batch: MicroBatch) -> Iterator[tuple[VectorOptions, NDArray[np.int64]]]:
     """Rows with equal options: (options, places in the batch)."""
     numbers: dict[VectorOptions, int] = {}
@@ -142,13 +84,6 @@ def _groups(batch: MicroBatch) -> Iterator[tuple[VectorOptions, NDArray[np.int64
     of_row = np.array(of_entry)[batch.owner]
     for options, number in numbers.items():
         yield options, np.flatnonzero(of_row == number)
-
-
-def _by_owner(owner: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Rows of each job: (place of the job, places in `owner`)."""
-    order = np.argsort(owner, kind="stable")
-    owners, starts = np.unique(owner[order], return_index=True)
-    yield from zip(owners.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def _to_numpy(matrix: Tensor, dtype: VectorType) -> NDArray[Any]:

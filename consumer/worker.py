@@ -12,18 +12,19 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from embedstream.shared.cards import ModelCard
 from embedstream.shared.connections import backoff_s, is_transient, pause
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.logs import get_logger
+from embedstream.shared.tokenization import TextTokenizer
 
 from .batching import MicroBatch, RowQueue
 from .device_thread import DeviceThread, Outcome
-from .embedder import Embedder, deliver, fail
 from .entries import Entry, RawEntry
 from .heartbeat import Heartbeat
 from .intake import Intake, Refused
-from .model import Model
+from .outcome import Embeds, deliver, fail
 from .publisher import Publisher, answer_of, answer_to_refused
 from .reader import LaneReader
 
@@ -40,7 +41,9 @@ class Worker:
     """Serves one model from its lanes.
 
     Args:
-        model: loaded and warm.
+        card: of the model.
+        tokenizer: made of the card, for jobs that carry text.
+        embedder: runs micro-batches; loaded and warm.
         redis: client for short commands.
         reader: client of one connection for the reads.
         keys: of the model.
@@ -53,7 +56,9 @@ class Worker:
 
     def __init__(
         self,
-        model: Model,
+        card: ModelCard,
+        tokenizer: TextTokenizer,
+        embedder: Embeds,
         redis: Redis,
         reader: Redis,
         keys: Keys,
@@ -65,12 +70,12 @@ class Worker:
     ) -> None:
         self._where = where
         self._consumer = consumer
-        self._fingerprint = model.card.fingerprint
+        self._fingerprint = card.fingerprint
         self._budget = budget
         self._drain_timeout_s = drain_timeout_s
-        self._embedder = Embedder(model)
+        self._embedder = embedder
         self._reader = LaneReader(reader, keys, consumer)
-        self._intake = Intake(model.card, model.tokenizer, keys.reply(""))
+        self._intake = Intake(card, tokenizer, keys.reply(""))
         self._publisher = Publisher(redis, keys)
         self._heartbeat = heartbeat
         self._tokens_of_entry = dict.fromkeys(LANES, float(budget))  # to know how many entries to ask for

@@ -17,9 +17,10 @@ import torch
 from redis.asyncio import Redis
 
 from embedstream.consumer.batching import MicroBatch, RowQueue
-from embedstream.consumer.embedder import Embedded
+from embedstream.consumer.embedder import Embedder
 from embedstream.consumer.heartbeat import Heartbeat
 from embedstream.consumer.model import Model
+from embedstream.consumer.outcome import Embedded
 from embedstream.consumer.worker import Worker
 from embedstream.deploy.embedded import EmbeddedServer
 from embedstream.producer import Lane, Producer, VectorType
@@ -58,7 +59,16 @@ async def serving(
     )
     redis, reader = connect(url), connect_reader(url)
     worker = Worker(
-        model, redis, reader, keys, name, Heartbeat(url, keys, model.card, said, 100, 2000), budget, drain_timeout_s
+        model.card,
+        model.tokenizer,
+        Embedder(model),
+        redis,
+        reader,
+        keys,
+        name,
+        Heartbeat(url, keys, model.card, said, 100, 2000),
+        budget,
+        drain_timeout_s,
     )
     task = asyncio.create_task(worker.run())
     try:

@@ -138,6 +138,7 @@ class Announcement:
         started_s: Unix time at which it was ready; of several cards, that of the newest consumer is current.
         pieces: of the card.
         prompts: of the recipe, by name.
+        tokens_per_s: what it computes when it has enough to do, as measured lately; 0 while nothing is known.
     """
 
     consumer: str
@@ -153,6 +154,7 @@ class Announcement:
     started_s: float
     pieces: int = 1
     prompts: dict[str, str] = field(default_factory=dict)
+    tokens_per_s: float = 0.0
 
     def encode(self) -> bytes:
         """JSON."""

@@ -16,6 +16,12 @@ GROUP = "g"
 FIELD_HEADER, FIELD_BODY, FIELD_REPLY = b"h", b"b", b"rt"
 """The fields of a job's stream entry, always these and in this order: Redis then stores their names once."""
 
+FIELD_CANCELLED = b"c"
+"""The field of a notice that names abandoned requests: their ids, 16 bytes each, one behind the other."""
+
+FIELD_RELEASED = b"w"
+"""The field of a notice that a consumer has given entries back: others look for them at once."""
+
 FIELD_PARTS = b"p"
 """The field of a reply entry: result parts, each with its length before it."""
 
@@ -53,6 +59,16 @@ class Keys:
     def result(self, request_id: bytes) -> str:
         """Hash `<job>:<part>` -> result part, for callers that pick up later; expires."""
         return f"{self.base}:res:{request_id.hex()}"
+
+    @property
+    def totals(self) -> str:
+        """Hash: all that was ever put on the lanes, for admission: see `producer/enqueue.lua`."""
+        return f"{self.base}:sum"
+
+    @property
+    def notices(self) -> str:
+        """Stream, capped: what callers and consumers tell all consumers; best effort, nothing depends on it."""
+        return f"{self.base}:cx"
 
     @property
     def dead_letters(self) -> str:

@@ -29,6 +29,7 @@ class Role(StrEnum):
     API = "api"
     CONSUMER = "consumer"
     EMBED = "embed"
+    DEAD_LETTERS = "dead-letters"
 
 
 class Dtype(StrEnum):
@@ -60,7 +61,7 @@ def _setting(default: Any, description: str, *roles: Role, **bounds: Any) -> Any
     return Field(default, description=description, json_schema_extra={"roles": [*roles]}, **bounds)
 
 
-_ALL = (Role.SERVE, Role.API, Role.CONSUMER, Role.EMBED)
+_ALL = (Role.SERVE, Role.API, Role.CONSUMER, Role.EMBED, Role.DEAD_LETTERS)
 _SERVERS = (Role.SERVE, Role.API, Role.CONSUMER)
 _HTTP = (Role.SERVE, Role.API)
 _DEVICE = (Role.SERVE, Role.CONSUMER)
@@ -150,6 +151,67 @@ class Settings(BaseSettings):
     heartbeat_ttl_ms: int = _setting(
         3000, "A consumer silent for this long counts as dead.", *_DEVICE, ge=200, le=600_000
     )
+    lease_check_ms: int = _setting(
+        500,
+        "Time between two looks for work of dead consumers and for entries of our own that a lost reply left behind.",
+        *_DEVICE,
+        ge=50,
+        le=60_000,
+    )
+    lease_backstop_s: int = _setting(
+        300,
+        "An entry in one consumer's hands for this long is taken by another. Only for defects: it must exceed the "
+        "longest wait and batch there can be.",
+        *_DEVICE,
+        ge=10,
+        le=86_400,
+    )
+    watchdog_s: float = _setting(
+        10.0,
+        "A batch that runs longer than this, and longer than five times its prediction, counts as hung: the consumer "
+        "gives its work back, and ends itself when the batch stays for as long again.",
+        *_DEVICE,
+        gt=0,
+        le=86_400,
+    )
+    max_consumer_deaths: int = _setting(
+        4,
+        "Consumers that may die with a job on their device before it becomes a dead letter: the first in an ordinary "
+        "batch, the second in a small group, the others alone.",
+        *_DEVICE,
+        ge=2,
+        le=100,
+    )
+    dead_letter_limit: int = _setting(
+        100_000, "Most dead letters kept for a model; the oldest go first.", *_DEVICE, ge=1
+    )
+    dead_letter_ttl_s: int = _setting(
+        7 * 86_400, "Dead letters older than this are dropped when a new one comes.", *_DEVICE, ge=60
+    )
+    latency_slice_ms: int = _setting(
+        50,
+        "Longest predicted time of a bulk batch while interactive requests are about: what one of them waits at most "
+        "for bulk work.",
+        *_DEVICE,
+        ge=1,
+        le=60_000,
+    )
+    bulk_share_percent: int = _setting(
+        10,
+        "Part of the device's tokens and time that bulk gets however much interactive work waits.",
+        *_DEVICE,
+        ge=1,
+        le=90,
+    )
+    metrics_port: int | None = _setting(
+        None,
+        "Port on which a consumer answers `GET /metrics`; 0 takes a free one. Default: none, for `serve` shows all of "
+        "its processes at the API's `/metrics`.",
+        Role.CONSUMER,
+        ge=0,
+        le=65535,
+    )
+    metrics_host: str = _setting("127.0.0.1", "Address of a consumer's metrics port.", Role.CONSUMER)
     shutdown_timeout_s: float = _setting(
         30.0, "Time a process has to finish its work after SIGTERM before it is ended.", *_SERVERS, gt=0
     )
@@ -170,11 +232,42 @@ class Settings(BaseSettings):
     auto_truncate: bool = _setting(
         False, "Cut inputs that are too long, as if each request said `truncate_prompt_tokens: -1`.", *_HTTP
     )
+    max_wait_s: float = _setting(
+        10.0,
+        "Longest predicted wait that is accepted; beyond it, or beyond 80 % of the request's own deadline, the answer "
+        "is a 429.",
+        *_CALLERS,
+        gt=0,
+    )
+    scale_from_zero_s: float = _setting(
+        0.0,
+        "How long a request waits on the queue for the first consumer when none is alive, so that an autoscaler sees "
+        "it; 0 refuses it with a 503.",
+        *_CALLERS,
+        ge=0,
+    )
+    max_lane_bytes: int = _setting(
+        0,
+        "Most bytes of jobs on one lane, waiting or running; beyond it requests are refused with 429. 0 takes 20 % "
+        "(interactive) or 30 % (bulk) of the server's maxmemory, or 256 MiB where it has none.",
+        *_CALLERS,
+        ge=0,
+    )
     max_lane_jobs: int = _setting(
         50_000,
         "Most jobs waiting or running on one lane; beyond it requests are refused with 429. Bounds Redis memory.",
         *_CALLERS,
         ge=1,
+    )
+    max_undelivered_bytes: int = _setting(
+        256 * _MIB,
+        "Most bytes of results that one process may have asked for and not yet read; beyond it requests are refused "
+        "with 429. Bounds Redis memory when a reader stalls.",
+        *_CALLERS,
+        ge=_MIB,
+    )
+    result_ttl_s: int = _setting(
+        3600, "How long the result of a submitted request can be picked up by its id.", *_CALLERS, ge=1, le=2**31
     )
     reply_ttl_s: int = _setting(60, "A reply stream whose reader is gone is dropped after this time.", *_CALLERS, ge=5)
     reconcile_after_s: float = _setting(
@@ -183,6 +276,8 @@ class Settings(BaseSettings):
     card_cache_dir: Path | None = _setting(
         None, "Where model cards are kept on disk. Default: embedstream/cards in the user's cache folder.", *_CALLERS
     )
+
+    metrics_open: bool = _setting(False, "Answer `GET /metrics` without a key even when `--api-key` is set.", *_HTTP)
 
     # Logs
     log_level: str = _setting(

@@ -32,6 +32,7 @@ from embedstream.shared.errors import (
     ServerNotFound,
     StaleCard,
     Unavailable,
+    UnfitServer,
 )
 from embedstream.shared.logs import get_logger
 
@@ -101,6 +102,7 @@ TABLE: Mapping[type[Exception], Row] = {
     JobFailed: Row(500, "InternalServerError"),
     NotServed: Row(501, "NotImplementedError"),
     Unavailable: Row(503, "ServiceUnavailableError", permanent=False),
+    UnfitServer: Row(503, "ServiceUnavailableError", permanent=False),
     ResultTimeout: Row(504, "TimeoutError", permanent=False),
     # The operator's matter: told to the log, not to clients
     MalformedMessage: Row(500, "InternalServerError", permanent=False, shown=False),

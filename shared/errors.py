@@ -7,6 +7,7 @@
     ├── NotServed               the model cannot do what was asked of it
     ├── Overloaded              refused before acceptance, worth a retry later
     ├── Unavailable             no consumer, or no Redis
+    │   └── UnfitServer         a Redis that is too old, or would drop jobs
     ├── ResultTimeout           accepted, but no result before the deadline
     ├── JobFailed               the consumer gave the job up
     │   └── StaleCard           the token ids were made for another revision of the model
@@ -65,6 +66,13 @@ class Unavailable(EmbedstreamError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class UnfitServer(Unavailable):
+    """The Redis server must not be used as it is set up; its operator can mend that, and the message says how."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 10.0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class ResultTimeout(EmbedstreamError):

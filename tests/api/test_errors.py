@@ -47,6 +47,7 @@ def test_every_error_has_a_row(kind: type[Exception]) -> None:
         (errors.ServerNotFound("x"), 500, "InternalServerError", None),
         (errors.NotServed("x"), 501, "NotImplementedError", "false"),
         (errors.Unavailable("x"), 503, "ServiceUnavailableError", None),
+        (errors.UnfitServer("x"), 503, "ServiceUnavailableError", None),
         (errors.ResultTimeout("x"), 504, "TimeoutError", None),
         (ZeroDivisionError("x"), 500, "InternalServerError", None),
     ],

@@ -1,27 +1,90 @@
 """The one thread that owns the device: it takes a micro-batch, runs it, takes the next.
 
-A batch is put together at the moment the device is free for it, so everything that came meanwhile goes along. The event
-loop keeps rows waiting; it is told when some were taken and when a batch is done.
+A batch is put together at the moment the device is free for it, so everything that came meanwhile goes along, and what
+nobody waits for any more does not. The event loop keeps rows waiting; it is told when some were taken or dropped and
+when a batch is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Container, Coroutine, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
-from embedstream.shared.lanes import Lane
+from embedstream.shared import metrics
+from embedstream.shared.lanes import LANES, Lane
+from embedstream.shared.logs import get_logger
 
-from .batching import MicroBatch, RowQueue
+from . import isolation
+from .batching import Dropped, MicroBatch, RowQueue, in_batches, row_by_row
 from .entries import Entry
-from .outcome import Embedded
+from .isolation import Piece
+from .outcome import Embedded, Embeds
+from .pace import Pace
+from .watchdog import Watchdog
 
 MOST_UNDELIVERED = 4
 """Batches that may be done and not yet handed to the publisher. A Redis that takes no answers so stops the device."""
+_PAUSE_S = 0.05
+"""A longer time between two batches was no part of the work."""
+ASK_TIMEOUT_S = 10.0
+"""Longest wait for the event loop's word before a trial; it gives up earlier by itself."""
 
-Outcome = tuple[float, Embedded | BaseException]
-"""When the batch was begun, on Redis's clock in milliseconds, and what became of it."""
+log = get_logger()
+T = TypeVar("T")
+
+
+class Trial(Protocol):
+    """Jobs that are suspected of killing consumers, to be run apart from all others."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one job, to be run row by row."""
+
+    @property
+    def suspected_row(self) -> int | None:
+        """Of a job alone: the row that was on the device when the last consumer died."""
+
+    def begin(self) -> Coroutine[Any, Any, list[Entry]]:
+        """Book the attempt in Redis. Returns the jobs that are still ours; with none of them nothing is run."""
+
+    def mark(self, row: int) -> Coroutine[Any, Any, None]:
+        """Note in Redis which row of a job alone runs next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A micro-batch that was run.
+
+    Args:
+        pieces: they hold each of its rows once.
+        started_ms: when it was begun, on Redis's clock.
+    """
+
+    pieces: list[Piece]
+    started_ms: float
+
+
+class Listener(Protocol):
+    """The event loop's side. All calls come on the event loop, in the order in which things happened."""
+
+    def taken(self) -> None:
+        """Rows were taken: there is room for others."""
+
+    def dropped(self, dropped: list[tuple[Entry, Dropped]]) -> None:
+        """Rows of these jobs were not computed, for nobody waits for them."""
+
+    def done(self, done: Done) -> None:
+        """A batch is done; `delivered` is to follow."""
+
+    def trial_ended(self, trial: Trial) -> None:
+        """A trial is over, run or not."""
 
 
 class DeviceThread:
@@ -29,30 +92,38 @@ class DeviceThread:
 
     Args:
         rows: touched by nobody else.
-        embed: runs a batch; called on this thread alone.
+        embedder: called on this thread alone.
+        pace: taught by the batches.
+        watchdog: told of each batch.
         now_ms: the time on Redis's clock.
-        taken: called on the event loop after rows were taken.
-        done: called on the event loop for each batch; `delivered` is to follow.
+        cancelled: ids of abandoned requests; other threads may add to it.
+        listener: told what happens.
     """
 
     def __init__(
         self,
         rows: RowQueue,
-        embed: Callable[[MicroBatch], Embedded],
+        embedder: Embeds,
+        pace: Pace,
+        watchdog: Watchdog,
         now_ms: Callable[[], float],
-        taken: Callable[[], None],
-        done: Callable[[MicroBatch, Outcome], None],
+        cancelled: Container[bytes],
+        listener: Listener,
     ) -> None:
         self._rows = rows
-        self._embed = embed
+        self._embedder = embedder
+        self._pace = pace
+        self._watchdog = watchdog
         self._now_ms = now_ms
-        self._taken = taken
-        self._done = done
+        self._cancelled = cancelled
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
         self._places = threading.Semaphore(MOST_UNDELIVERED)
+        self._trials: deque[Trial] = deque()
         self._finishing = False
         self._abandoned = False
+        self._ended_s = 0.0  # of the batch before
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the thread has ended; with its error, should it ever end by one."""
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -67,6 +138,12 @@ class DeviceThread:
             self._rows.add(lane, entries)
             self._changed.notify()
 
+    def try_apart(self, trial: Trial) -> None:
+        """Run a trial as the next thing."""
+        with self._changed:
+            self._trials.append(trial)
+            self._changed.notify()
+
     def tokens(self, lane: Lane) -> int:
         """Tokens that wait on a lane."""
         with self._changed:
@@ -75,6 +152,13 @@ class DeviceThread:
     def delivered(self) -> None:
         """A batch that was done has been handed on."""
         self._places.release()
+
+    def release(self) -> tuple[list[Entry], list[Trial]]:
+        """Take back the jobs of which no row has gone to the device, and the trials that were not begun."""
+        with self._changed:
+            trials = list(self._trials)
+            self._trials.clear()
+            return self._rows.release(), trials
 
     def finish(self) -> None:
         """No more rows will come: end when those that wait are done."""
@@ -105,29 +189,108 @@ class DeviceThread:
 
     def _take_turns(self) -> None:
         while True:
-            self._places.acquire()
-            batch = self._next()
-            if batch is None:
+            self._await_place()
+            turn = self._next()
+            if turn is None:
                 return
-            self._tell(self._taken)
-            started_ms = self._now_ms()
-            outcome: Embedded | BaseException
-            try:
-                outcome = self._embed(batch)
-            except BaseException as error:  # noqa: BLE001 - whatever a model raises, its callers must hear of it
-                outcome = error
-            self._tell(self._done, batch, (started_ms, outcome))
+            if isinstance(turn, MicroBatch):
+                self._tell(self._listener.taken)
+                self._run_batch(turn)
+            else:
+                self._run_trial(turn)
+
+    def _await_place(self) -> None:
+        began_s = time.monotonic()
+        self._places.acquire()
+        metrics.DEVICE_SECONDS.labels("undelivered").inc(time.monotonic() - began_s)
+
+    def _next(self) -> MicroBatch | Trial | None:
+        """A trial first, then the rows that wait; None when there will be nothing more."""
+        began_s = time.monotonic()
+        try:
+            with self._changed:
+                while not self._abandoned:
+                    if self._trials:
+                        return self._trials.popleft()
+                    now_ms = self._now_ms()
+                    dropped = self._rows.drop(now_ms, self._cancelled)
+                    if dropped:
+                        self._tell(self._listener.dropped, dropped)
+                    batch = self._rows.take(now_ms)
+                    if batch is not None or self._finishing:
+                        return batch
+                    self._changed.wait()
+                return None
+        finally:
+            metrics.DEVICE_SECONDS.labels("no_work").inc(time.monotonic() - began_s)
+
+    def _run_trial(self, trial: Trial) -> None:
+        """Run suspects: booked in Redis first, so that the attempt counts even if it is our last."""
+        began_s = time.monotonic()
+        entries = self._ask(trial.begin(), [])
+        metrics.DEVICE_SECONDS.labels("apart").inc(time.monotonic() - began_s)
+        by_rows = trial.alone and len(entries) == 1 and entries[0].job.n_inputs > 1
+        batches = row_by_row(entries[0], trial.suspected_row) if by_rows else in_batches(entries, self._rows.budget)
+        if not batches:
+            self._places.release()
+        for place, batch in enumerate(batches):
+            if place:
+                self._await_place()
+            if self._abandoned:
+                return
+            if by_rows:
+                self._ask(trial.mark(int(batch.row[0])), None)
+            self._run_batch(batch)
+        self._tell(self._listener.trial_ended, trial)
+
+    def _run_batch(self, batch: MicroBatch) -> None:
+        started_ms, began_s = self._now_ms(), time.monotonic()
+        for entry in batch.entries:
+            entry.begun = True
+        self._tell(self._listener.done, Done(list(isolation.run(batch, self._embed, self._too_large)), started_ms))
+        now_s = time.monotonic()
+        metrics.DEVICE_SECONDS.labels("busy").inc(now_s - began_s)
+        deep = sum(map(self.tokens, LANES)) >= self._rows.budget // 2
+        since_s = self._ended_s if began_s - self._ended_s < _PAUSE_S else began_s
+        self._pace.observe_turn(batch.n_tokens, now_s - since_s, now_s, more_waits=deep)
+        self._ended_s = now_s
+
+    def _embed(self, batch: MicroBatch) -> Embedded:
+        self._watchdog.begin(self._pace.predict_s(batch.cost))
+        try:
+            embedded = self._embedder.embed(batch)
+        finally:
+            self._watchdog.end()
+        self._pace.observe(batch.cost, batch.n_tokens, embedded.duration_s)
+        metrics.BATCH_SECONDS.observe(embedded.duration_s)
+        metrics.BATCH_ROWS.observe(batch.n_rows)
+        for lane in LANES:
+            if tokens := batch.tokens_of(lane):
+                metrics.TOKENS.labels(lane.value).inc(tokens)
+        return embedded
+
+    def _too_large(self, batch: MicroBatch) -> None:
+        """Not enough memory for a batch: keep below it from now on."""
+        with self._changed:
+            lowered = max(1, min(self._rows.budget, batch.cost) * 3 // 4)
+            if batch.n_rows > 1 and lowered < self._rows.budget:
+                log.warning("batch.budget_lowered", tokens=lowered, before=self._rows.budget)
+                self._rows.budget = lowered
+
+    def _ask(self, question: Coroutine[Any, Any, T], otherwise: T) -> T:
+        """Have something done on the event loop and wait for it; `otherwise` when that loop has ended."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(question, self._loop)
+        except RuntimeError:
+            question.close()
+            return otherwise
+        try:
+            return future.result(ASK_TIMEOUT_S)
+        except (TimeoutError, CancelledError) as error:  # it is not cancelled: a Redis command may be under way
+            log.warning("device.no_answer", error=repr(error))
+            return otherwise
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
         """Call something on the event loop, if that still runs."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback, *arguments)
-
-    def _next(self) -> MicroBatch | None:
-        with self._changed:
-            while not self._abandoned:
-                batch = self._rows.take()
-                if batch is not None or self._finishing:
-                    return batch
-                self._changed.wait()
-            return None

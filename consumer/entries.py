@@ -22,11 +22,18 @@ class RawEntry:
         lane: where it was read.
         entry_id: its id; the part before the dash is the time it was enqueued, in milliseconds of Redis's clock.
         fields: of the stream entry.
+        deaths: consumers that have died with it in hand, or on their device; above 0 it is a suspect.
     """
 
     lane: Lane
     entry_id: bytes
     fields: dict[bytes, bytes]
+    deaths: int = 0
+
+    @property
+    def place(self) -> tuple[Lane, bytes]:
+        """What names it among all entries of the model."""
+        return self.lane, self.entry_id
 
     @property
     def enqueued_ms(self) -> int:
@@ -44,6 +51,9 @@ class Entry:
         reply_to: the caller's reply stream, or "" for none.
         tokens: its rows as columns, cut to their limits.
         truncated: (rows,) which rows lost tokens.
+        begun: whether a row of it has been given to the device.
+        dead_letter: why it is kept as a dead letter although the rest of it is answered, or "".
+        dead_row: the row of it that is given up, by its place in the request.
     """
 
     raw: RawEntry
@@ -51,6 +61,9 @@ class Entry:
     reply_to: str
     tokens: Tokens
     truncated: NDArray[np.bool_]
+    begun: bool = False
+    dead_letter: str = ""
+    dead_row: int | None = None
     started_ms: float | None = None
     inference_us: int = 0
     rows: NDArray[np.void] = field(init=False)
@@ -70,9 +83,14 @@ class Entry:
         """Whether every row has its vectors or its error."""
         return self._left == 0
 
+    @property
+    def deadline_ms(self) -> float:
+        """When nobody waits for it any more, in milliseconds of Redis's clock."""
+        return self.raw.enqueued_ms + self.job.ttl_ms
+
     def waiting_rows(self) -> NDArray[np.int64]:
-        """Rows that have not failed, to be computed."""
-        return np.flatnonzero(self.rows["status"] == Status.OK)
+        """Rows that have neither their vectors nor an error."""
+        return np.flatnonzero((self.rows["status"] == Status.OK) & (self.rows["vectors"] == 0))
 
     def store(self, rows: NDArray[np.int64], vectors: NDArray[Any]) -> None:
         """Keep one vector for each of some rows: (rows, dim) in the job's number format."""
@@ -94,6 +112,12 @@ class Entry:
         self.rows["status"][rows] = status
         self.rows["message"][rows] = len(self._messages)
         self._left -= len(rows)
+
+    def fail_rest(self, status: Status, message: str) -> None:
+        """Give up every row that has neither its vectors nor an error."""
+        rows = self.waiting_rows()
+        if len(rows):
+            self.fail(rows, status, message)
 
     @property
     def result_bytes(self) -> int:

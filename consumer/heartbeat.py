@@ -1,12 +1,14 @@
 """The heartbeat: says that this consumer is alive and what it serves, and learns Redis's time.
 
-It runs in a thread with a connection of its own, so that a busy event loop does not look like a dead consumer.
+It runs in a thread with a connection of its own, so that a busy event loop does not look like a dead consumer. It asks
+the watchdog before each beat, so that a hung one does not look alive.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +19,8 @@ from embedstream.shared.cards import Announcement, ModelCard
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, Script, connect_sync
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.logs import get_logger
+
+from .watchdog import State, Watchdog
 
 _NAMES_EVERY = 10
 """Beats between two looks at the table of models, which a FLUSHALL may have emptied."""
@@ -38,10 +42,22 @@ class Heartbeat:
         announcement: what the consumer says of itself.
         interval_ms: between two beats.
         ttl_ms: after which a silent consumer counts as dead.
+        watchdog: asked before each beat.
+        tokens_per_s: what the consumer gets done, told with each beat.
+        moved: called on this thread when the watchdog's opinion changes; beats are given up before it hears of `HUNG`.
     """
 
     def __init__(
-        self, url: str, keys: Keys, card: ModelCard, announcement: Announcement, interval_ms: int, ttl_ms: int
+        self,
+        url: str,
+        keys: Keys,
+        card: ModelCard,
+        announcement: Announcement,
+        interval_ms: int,
+        ttl_ms: int,
+        watchdog: Watchdog | None = None,
+        tokens_per_s: Callable[[], float] = lambda: 0.0,
+        moved: Callable[[State], None] = lambda _: None,
     ) -> None:
         self._redis: Redis = connect_sync(url)
         self._keys = keys
@@ -51,6 +67,12 @@ class Heartbeat:
         self._table: dict[Any, Any] = dict.fromkeys(announcement.names, self._announcement.card.encode())
         self._interval_s = interval_ms / 1000
         self._ttl_ms = ttl_ms
+        self._watchdog = watchdog
+        self._tokens_per_s = tokens_per_s
+        self._moved = moved
+        self._state = State.MOVING
+        self._beat_at_s = self._looked_at_s = time.monotonic()
+        self._steady_since_s = float("-inf")
         self._offset_ms: float | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -72,20 +94,25 @@ class Heartbeat:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(COMMAND_TIMEOUT_S)
-        try:
-            self._redis.delete(self._keys.heartbeat(self._announcement.consumer))
-            self._redis.zrem(self._keys.live, self._announcement.consumer)
-        except (RedisError, OSError) as error:
-            log.warning("heartbeat.not_removed", error=repr(error))  # it expires by itself
+        self._give_up()
         self._redis.close()
 
     def redis_now_ms(self) -> float:
-        """The time on Redis's clock, in milliseconds, as of the last beat."""
-        return time.time() * 1000 + (self._offset_ms or 0.0)
+        """The time on Redis's clock, in milliseconds. Between beats it runs on: no clock that anybody sets is asked."""
+        return time.time() * 1000 if self._offset_ms is None else time.monotonic() * 1000 + self._offset_ms
+
+    def is_steady(self) -> bool:
+        """Whether beats have reached Redis without a gap for as long as a consumer may be silent.
+
+        After an outage all heartbeats have expired, those of the living too: who takes over work at once steals it.
+        """
+        return time.monotonic() - self._steady_since_s > self._ttl_ms / 1000
 
     def _run(self) -> None:
         beat = 0
         while not self._stopping.wait(self._interval_s):
+            if not self._is_moving():
+                continue
             beat += 1
             try:
                 self._beat()
@@ -93,18 +120,47 @@ class Heartbeat:
                     for name, entry in self._table.items():
                         self._redis.hsetnx(models(self._keys.prefix), name, entry)
             except (RedisError, OSError) as error:
+                self._steady_since_s = time.monotonic()
                 log.warning("heartbeat.failed", error=repr(error))
 
+    def _is_moving(self) -> bool:
+        """Ask the watchdog, and act on a change of its mind."""
+        if self._watchdog is None:
+            return True
+        # What lies beyond the interval and one slow command is time in which the process was stopped.
+        now_s = time.monotonic()
+        passed_s = min(now_s - self._looked_at_s, self._interval_s + COMMAND_TIMEOUT_S)
+        self._looked_at_s = now_s
+        state = self._watchdog.look(passed_s)
+        if state is not self._state:
+            if state is State.HUNG:
+                self._give_up()
+            self._state = state
+            self._moved(state)
+        return state is State.MOVING
+
+    def _give_up(self) -> None:
+        """Count as gone at once, rather than when the last beat expires."""
+        try:
+            self._redis.delete(self._keys.heartbeat(self._announcement.consumer))
+            self._redis.zrem(self._keys.live, self._announcement.consumer)
+        except (RedisError, OSError) as error:
+            log.warning("heartbeat.not_removed", error=repr(error))  # it expires by itself
+
     def _beat(self) -> None:
-        before_ms = time.time() * 1000
+        before_ms = time.monotonic() * 1000
+        said = replace(self._announcement, tokens_per_s=round(self._tokens_per_s(), 1))
         keys = [
             self._keys.heartbeat(self._announcement.consumer),
             self._keys.live,
             self._keys.card(self._fingerprint, 0),
         ]
-        args = (self._announcement.encode(), self._ttl_ms, self._announcement.consumer)
+        args = (said.encode(), self._ttl_ms, self._announcement.consumer)
         now_ms, card_there = _SCRIPT.run_sync(self._redis, keys, args)
-        after_ms = time.time() * 1000
+        after_ms = time.monotonic() * 1000
+        if after_ms - self._beat_at_s * 1000 > self._ttl_ms:
+            self._steady_since_s = after_ms / 1000  # this process or Redis stood still
+        self._beat_at_s = after_ms / 1000
         if after_ms - before_ms < _SLOW_BEAT_MS or self._offset_ms is None:
             self._offset_ms = now_ms - (before_ms + after_ms) / 2
         if not card_there:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class Refused:
         reason: for people.
         reply_to: the caller's reply stream, or "" when nobody can be told.
         answer: what the caller is told, or None when the entry does not say who asked.
-        malformed: whether the entry is not a job at all and is kept as a dead letter.
+        dead_letter: whether the entry is kept as a dead letter: it is no job at all, or it kills consumers.
     """
 
     raw: RawEntry
@@ -37,7 +37,7 @@ class Refused:
     reply_to: str = ""
     answer: ResultPart | None = None
     result_ttl_s: int = 0
-    malformed: bool = False
+    dead_letter: bool = False
 
 
 class Intake:
@@ -66,7 +66,7 @@ class Intake:
         header = raw.fields.get(FIELD_HEADER, b"")
         reply_to = raw.fields.get(FIELD_REPLY, b"").decode(errors="replace")
         if reply_to and not reply_to.startswith(self._reply_prefix):
-            return Refused(raw, f"the reply stream {reply_to[:80]!r} is outside {self._reply_prefix}", malformed=True)
+            return Refused(raw, f"the reply stream {reply_to[:80]!r} is outside {self._reply_prefix}", dead_letter=True)
         try:
             job = jobs.decode(header, raw.fields.get(FIELD_BODY, b""))
         except MalformedJob as error:
@@ -90,6 +90,17 @@ class Intake:
             return await self._rows(raw, job, reply_to)
         except InvalidInput as error:
             return self._refuse(raw, job, reply_to, Status.INVALID_INPUT, str(error))
+
+    def give_up(self, raw: RawEntry, reason: str) -> Refused:
+        """What a job's sender is told when it will not be computed, and is kept as a dead letter."""
+        header = raw.fields.get(FIELD_HEADER, b"")
+        reply_to = raw.fields.get(FIELD_REPLY, b"").decode(errors="replace")
+        try:
+            job = jobs.decode(header, raw.fields.get(FIELD_BODY, b""))
+        except MalformedJob:
+            return self._malformed(raw, header, reply_to, reason)
+        refused = self._refuse(raw, job, reply_to, Status.FAILED, reason)
+        return replace(refused, dead_letter=True)
 
     def _not_served(self, job: Job) -> str | None:
         if self._recipe.pooling is Pooling.ALL and not job.options.per_token:
@@ -163,7 +174,7 @@ class Intake:
     def _malformed(self, raw: RawEntry, header: bytes, reply_to: str, reason: str) -> Refused:
         sender = jobs.sender_of(header)
         if sender is None:
-            return Refused(raw, reason, malformed=True)
+            return Refused(raw, reason, dead_letter=True)
         message = f"The job does not follow the wire format: {reason}"
         answer = failed(
             sender.request_id,
@@ -175,4 +186,4 @@ class Intake:
             Status.INVALID_INPUT,
             message,
         )
-        return Refused(raw, reason, reply_to, answer, malformed=True)
+        return Refused(raw, reason, reply_to, answer, dead_letter=True)

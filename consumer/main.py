@@ -16,6 +16,7 @@ from embedstream.shared.urls import without_password
 
 from .embedder import Embedder
 from .model import Model
+from .pace import Pace
 from .service import Served, new_name, serve
 
 CPU_BATCH_TOKENS = 4096  # larger batches fall out of a CPU's cache
@@ -44,7 +45,9 @@ def run(settings: Settings) -> int:
         exits.complain(str(error))
         return exits.FINAL
     budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
-    served = Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget)
+    pace = Pace(budget)
+    model.time_batches(budget, pace.observe)
+    served = Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)
     try:
         asyncio.run(serve(settings, settings.redis_url, served, consumer))
     except RedisError as error:

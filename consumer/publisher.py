@@ -9,7 +9,7 @@ caller's key is no stream, is given up with a log line: it must not hold back th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,17 @@ from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
+from embedstream.shared import metrics
 from embedstream.shared.connections import after_failure, backoff_s, is_transient
 from embedstream.shared.keys import FIELD_PARTS, GROUP, Keys
 from embedstream.shared.lanes import LANES
 from embedstream.shared.logs import get_logger
-from embedstream.shared.results import MAX_PART_BYTES, ResultPart, frame, split
+from embedstream.shared.results import MAX_PART_BYTES, ResultPart, Status, frame, split
 
 from .entries import Entry, RawEntry
 from .intake import Refused
 
 MAX_TRANSACTION_JOBS = 256
-DEAD_LETTER_LIMIT = 100_000
 MAX_WRITE_BYTES = 8 * 1024 * 1024
 MOST_WAITING_BYTES = 64 * 1024 * 1024
 ANSWER_BYTES = 1024
@@ -48,6 +48,7 @@ class Answer:
         request_id: of the job.
         result_ttl_s: seconds to keep the parts under the result key; 0 for not at all.
         dead_letter: why the entry is kept as a dead letter, or "".
+        dead_row: place in the request of the input that was given up alone, or None for the whole job.
         sent: parts that Redis has confirmed.
     """
 
@@ -58,6 +59,7 @@ class Answer:
     request_id: bytes
     result_ttl_s: int = 0
     dead_letter: str = ""
+    dead_row: int | None = None
     sent: int = 0
 
     @property
@@ -68,17 +70,27 @@ class Answer:
 
 def answer_of(entry: Entry, fingerprint: bytes) -> Answer:
     """The answer to a finished entry."""
-    return _answer(entry.raw, entry.reply_to, entry.result(fingerprint), entry.job.result_ttl_s)
+    whole = entry.result(fingerprint)
+    return _answer(entry.raw, entry.reply_to, whole, entry.job.result_ttl_s, entry.dead_letter, entry.dead_row)
 
 
 def answer_to_refused(refused: Refused) -> Answer:
     """The answer to an entry that was not computed."""
-    reason = refused.reason if refused.malformed else ""
+    reason = refused.reason if refused.dead_letter else ""
     return _answer(refused.raw, refused.reply_to, refused.answer, refused.result_ttl_s, reason)
 
 
-def _answer(raw: RawEntry, reply_to: str, whole: ResultPart | None, result_ttl_s: int, dead_letter: str = "") -> Answer:
+def _answer(
+    raw: RawEntry,
+    reply_to: str,
+    whole: ResultPart | None,
+    result_ttl_s: int,
+    dead_letter: str,
+    dead_row: int | None = None,
+) -> Answer:
     parts = split(whole) if whole is not None else []
+    worst = Status(int(whole.rows["status"].max())) if whole is not None else Status.INVALID_INPUT
+    metrics.JOBS.labels(raw.lane.value, worst.name.lower()).inc()
     return Answer(
         raw,
         reply_to if parts else "",
@@ -87,7 +99,16 @@ def _answer(raw: RawEntry, reply_to: str, whole: ResultPart | None, result_ttl_s
         whole.request_id if whole is not None else b"",
         result_ttl_s,
         dead_letter,
+        dead_row,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterBounds:
+    """How many dead letters are kept, and for how long."""
+
+    most: int = 100_000
+    ttl_s: int = 7 * 86_400
 
 
 class Publisher:
@@ -96,12 +117,23 @@ class Publisher:
     Args:
         redis: client for short commands.
         keys: of the model.
+        confirmed: called with the entries that have left their lane.
+        bounds: of the dead letters.
         most_waiting_bytes: answers that may wait here before `put` makes its caller wait.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, most_waiting_bytes: int = MOST_WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        confirmed: Callable[[list[RawEntry]], None] = lambda _: None,
+        bounds: DeadLetterBounds | None = None,
+        most_waiting_bytes: int = MOST_WAITING_BYTES,
+    ) -> None:
         self._redis = redis
         self._keys = keys
+        self._confirmed = confirmed
+        self._bounds = bounds or DeadLetterBounds()
         self._most_waiting_bytes = most_waiting_bytes
         self._queue: asyncio.Queue[Answer] = asyncio.Queue()
         self._waiting_bytes = 0
@@ -128,6 +160,7 @@ class Publisher:
                 answers.append(self._queue.get_nowait())
                 size += answers[-1].size
             await self._until_confirmed(answers)
+            self._confirmed([answer.raw for answer in answers])
             for answer in answers:
                 self._waiting_bytes -= answer.size + ANSWER_BYTES
                 self._queue.task_done()
@@ -163,6 +196,9 @@ class Publisher:
                 if ids:
                     pipe.xack(self._keys.lane(lane), GROUP, *ids)
                     pipe.xdel(self._keys.lane(lane), *ids)
+            suspects: list[Any] = [answer.raw.entry_id for answer in answers if answer.raw.deaths]
+            if suspects:
+                pipe.hdel(self._keys.trials, *suspects)
             # Refused as a whole (out of memory, read-only) it raises, and nothing of it was done.
             _check(await pipe.execute(raise_on_error=False))
 
@@ -185,14 +221,19 @@ class Publisher:
             pipe.expire(key, answer.result_ttl_s)
 
     def _keep(self, pipe: Pipeline, answer: Answer) -> None:
-        log.warning("publisher.dead_letter", entry=answer.raw.entry_id.decode(), reason=answer.dead_letter)
+        log.error("publisher.dead_letter", entry=answer.raw.entry_id.decode(), reason=answer.dead_letter)
+        metrics.DEAD_LETTERS.labels("killed_consumers" if answer.raw.deaths else "malformed").inc()
         fields: dict[Any, Any] = {
             **answer.raw.fields,
             "why": answer.dead_letter,
             "src": answer.raw.entry_id,
             "lane": answer.raw.lane.value,
+            "n": answer.raw.deaths,
+            **({} if answer.dead_row is None else {"row": answer.dead_row}),
         }
-        pipe.xadd(self._keys.dead_letters, fields, maxlen=DEAD_LETTER_LIMIT)
+        pipe.xadd(self._keys.dead_letters, fields, maxlen=self._bounds.most)
+        # The ids of dead letters are times of Redis's clock, and so is that of the entry: no clock of ours is asked.
+        pipe.xtrim(self._keys.dead_letters, minid=str(answer.raw.enqueued_ms - self._bounds.ttl_s * 1000))
 
 
 def _check(outcomes: list[Any]) -> None:

@@ -11,20 +11,27 @@ import secrets
 import signal
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from embedstream.shared.cards import Announcement, ModelCard
 from embedstream.shared.connections import connect, connect_reader
 from embedstream.shared.keys import Keys
+from embedstream.shared.logs import get_logger
 from embedstream.shared.settings import Settings
 from embedstream.shared.tokenization import TextTokenizer
 from embedstream.shared.urls import without_password
 
 from .heartbeat import Heartbeat
 from .outcome import Embeds
-from .worker import Worker
+from .pace import Pace
+from .publisher import DeadLetterBounds
+from .watchdog import State, Watchdog
+from .worker import Clients, Limits, Worker
 
 DRAIN_SHARE = 0.75  # of the time to stop; the rest is for saying goodbye to a Redis that may be slow
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class Served:
         dtype: number format of the forward pass, to be shown.
         device: where it runs, to be shown.
         budget: most tokens of a micro-batch, padding included.
+        pace: what is known of the embedder's speed.
     """
 
     card: ModelCard
@@ -46,6 +54,7 @@ class Served:
     dtype: str
     device: str
     budget: int
+    pace: Pace
 
 
 def new_name() -> str:
@@ -80,26 +89,62 @@ async def serve(settings: Settings, url: str, served: Served, consumer: str) -> 
         revision=card.revision,
         started_s=time.time(),
     )
-    redis, reader = connect(url), connect_reader(url)
-    heartbeat = Heartbeat(url, keys, card, announcement, settings.heartbeat_interval_ms, settings.heartbeat_ttl_ms)
+    loop = asyncio.get_running_loop()
+    watchdog = Watchdog(settings.watchdog_s)
+    clients = Clients(connect(url), connect_reader(url), connect_reader(url), without_password(url))
+
+    def moved(state: State) -> None:
+        if state is State.LOST:
+            _end_now(consumer)
+        with suppress(RuntimeError):  # the loop has ended: nobody has anything left to give back
+            loop.call_soon_threadsafe(worker.watchdog_says, state)
+
+    heartbeat = Heartbeat(
+        url,
+        keys,
+        card,
+        announcement,
+        settings.heartbeat_interval_ms,
+        settings.heartbeat_ttl_ms,
+        watchdog,
+        served.pace.tokens_per_s,
+        moved,
+    )
     worker = Worker(
         card,
         served.tokenizer,
         served.embedder,
-        redis,
-        reader,
+        clients,
         keys,
         consumer,
         heartbeat,
-        served.budget,
-        settings.shutdown_timeout_s * DRAIN_SHARE,
-        where=without_password(url),
+        watchdog,
+        served.pace,
+        _limits(settings, served.budget),
     )
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
     try:
         await worker.run()
     finally:
-        await reader.aclose()
-        await redis.aclose()
+        for client in (clients.lanes, clients.notices, clients.commands):
+            await client.aclose()
+
+
+def _limits(settings: Settings, budget: int) -> Limits:
+    return Limits(
+        budget=budget,
+        drain_timeout_s=settings.shutdown_timeout_s * DRAIN_SHARE,
+        lease_check_s=settings.lease_check_ms / 1000,
+        lease_backstop_s=settings.lease_backstop_s,
+        max_consumer_deaths=settings.max_consumer_deaths,
+        latency_slice_s=settings.latency_slice_ms / 1000,
+        bulk_share=settings.bulk_share_percent / 100,
+        dead_letters=DeadLetterBounds(settings.dead_letter_limit, settings.dead_letter_ttl_s),
+    )
+
+
+def _end_now(consumer: str) -> None:
+    """End a process whose device or event loop is lost: no thread of it can be trusted to end by itself."""
+    log.critical("consumer.lost", consumer=consumer, reason="a batch or the event loop does not end")
+    os._exit(os.EX_SOFTWARE)

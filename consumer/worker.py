@@ -7,34 +7,94 @@ busy, and it takes what there is when it is free.
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from embedstream.shared import metrics
 from embedstream.shared.cards import ModelCard
-from embedstream.shared.connections import backoff_s, is_transient, pause
+from embedstream.shared.connections import READER_TIMEOUT_S, after_failure, backoff_s, is_transient, pause
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.logs import get_logger
+from embedstream.shared.results import Status
 from embedstream.shared.tokenization import TextTokenizer
 
-from .batching import MicroBatch, RowQueue
-from .device_thread import DeviceThread, Outcome
+from .batching import Dropped, MicroBatch, RowQueue
+from .device_thread import DeviceThread, Done, Trial
 from .entries import Entry, RawEntry
+from .faults import Fault, fault_of
+from .hand import Hand
 from .heartbeat import Heartbeat
 from .intake import Intake, Refused
-from .outcome import Embeds, deliver, fail
-from .publisher import Publisher, answer_of, answer_to_refused
+from .isolation import Piece
+from .leases import Leases
+from .notices import Notices
+from .outcome import Embedded, Embeds, deliver, fail
+from .pace import Pace
+from .publisher import Answer, DeadLetterBounds, Publisher, answer_of, answer_to_refused
 from .reader import LaneReader
+from .suspects import Suspects, SuspectTrial
+from .watchdog import State, Watchdog
 
 ON_LOOP_ROWS = 256
 """Batches up to this size are handed out on the event loop (about 0.2 ms); a thread costs 0.1 ms."""
 ON_LOOP_BYTES = 256 * 1024
 
 SHORT_BLOCK_MS = 20
+MOST_RELEASED = 256
+"""Entries without suspicion that are taken over in one look: about a batch."""
 
 log = get_logger()
+
+News = Done | list[tuple[Entry, Dropped]] | SuspectTrial
+"""What the device thread tells, in the order in which it happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an operator can set of a worker.
+
+    Args:
+        budget: most tokens of a micro-batch, padding included.
+        drain_timeout_s: time `run` may take to answer what is in hand once it was told to stop.
+        lease_check_s: time between two looks for work nobody does.
+        lease_backstop_s: time in one consumer's hands after which an entry is taken from it.
+        max_consumer_deaths: consumers that may die with a job before it is a dead letter.
+        latency_slice_s: longest bulk batch while interactive work is about.
+        bulk_share: part of the device that bulk gets in any case.
+        dead_letters: how many are kept, and for how long.
+    """
+
+    budget: int
+    drain_timeout_s: float = 30.0
+    lease_check_s: float = 0.5
+    lease_backstop_s: float = 300.0
+    max_consumer_deaths: int = 4
+    latency_slice_s: float = 0.05
+    bulk_share: float = 0.1
+    dead_letters: DeadLetterBounds = DeadLetterBounds()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The connections of a worker.
+
+    Args:
+        commands: for short commands.
+        lanes: of one connection, for the reads.
+        notices: of one connection, for the notices.
+        where: the URL of Redis as it may be shown.
+    """
+
+    commands: Redis
+    lanes: Redis
+    notices: Redis
+    where: str = ""
 
 
 class Worker:
@@ -44,14 +104,13 @@ class Worker:
         card: of the model.
         tokenizer: made of the card, for jobs that carry text.
         embedder: runs micro-batches; loaded and warm.
-        redis: client for short commands.
-        reader: client of one connection for the reads.
+        clients: of Redis.
         keys: of the model.
         consumer: name in the group.
         heartbeat: not started yet; it is what makes the consumer count as alive.
-        budget: most tokens of a micro-batch, padding included.
-        drain_timeout_s: time `run` may take to answer what is in hand once it was told to stop.
-        where: the URL of Redis as it may be shown, for log lines.
+        watchdog: asked by the heartbeat.
+        pace: what is known of the embedder's speed.
+        limits: what an operator has set.
     """
 
     def __init__(
@@ -59,62 +118,135 @@ class Worker:
         card: ModelCard,
         tokenizer: TextTokenizer,
         embedder: Embeds,
-        redis: Redis,
-        reader: Redis,
+        clients: Clients,
         keys: Keys,
         consumer: str,
         heartbeat: Heartbeat,
-        budget: int,
-        drain_timeout_s: float = 30.0,
-        where: str = "",
+        watchdog: Watchdog,
+        pace: Pace,
+        limits: Limits,
     ) -> None:
-        self._where = where
+        self._clients = clients
         self._consumer = consumer
         self._fingerprint = card.fingerprint
-        self._budget = budget
-        self._drain_timeout_s = drain_timeout_s
+        self._limits = limits
         self._embedder = embedder
-        self._reader = LaneReader(reader, keys, consumer)
-        self._intake = Intake(card, tokenizer, keys.reply(""))
-        self._publisher = Publisher(redis, keys)
+        self._pace = pace
+        self._watchdog = watchdog
         self._heartbeat = heartbeat
-        self._tokens_of_entry = dict.fromkeys(LANES, float(budget))  # to know how many entries to ask for
+        self._hand = Hand()
+        self._reader = LaneReader(clients.lanes, keys, consumer)
+        self._notices = Notices(clients.notices, keys, consumer)
+        self._leases = Leases(clients.commands, keys, consumer, self._hand, int(limits.lease_backstop_s * 1000))
+        self._intake = Intake(card, tokenizer, keys.reply(""))
+        self._publisher = Publisher(clients.commands, keys, self._hand.give, limits.dead_letters)
+        self._suspects = Suspects(
+            clients.commands,
+            keys,
+            self._leases,
+            self._intake,
+            heartbeat.redis_now_ms,
+            limits.max_consumer_deaths,
+            self._settle,
+            self._hand.give,
+        )
+        self._tokens_of_entry = dict.fromkeys(LANES, float(limits.budget))  # to know how many entries to ask for
         self._room = asyncio.Event()
-        self._done: asyncio.Queue[tuple[MicroBatch, Outcome]] = asyncio.Queue()
+        self._news: asyncio.Queue[News] = asyncio.Queue()
         self._stop = asyncio.Event()
+        self._hung = False
+        self._device: DeviceThread | None = None
 
     def stop(self) -> None:
-        """Read no more; `run` returns when what is in hand is answered."""
+        """Read no more; `run` returns when what has been begun is answered and the rest is given back."""
         self._stop.set()
         self._room.set()
+        self._notices.released.set()
+
+    def watchdog_says(self, state: State) -> None:
+        """The watchdog has changed its mind; call it on the event loop."""
+        self._hung = state is not State.MOVING
+        log.log(30 if self._hung else 20, "worker.watchdog", state=state.value, jobs=len(self._hand))
+        if self._hung:
+            metrics.WATCHDOG_TRIPS.inc()
+            self._giving_back = asyncio.create_task(self._give_back(), name="give back")
 
     async def run(self) -> None:
-        """Join the group, work until `stop`, then finish what is in hand."""
+        """Join the group, work until `stop`, then finish what has been begun.
+
+        Raises:
+            BrokenDevice: nothing more can be computed here; what was on the device stays on its lane.
+        """
         if not await self._join():
             return
         log.info("worker.ready", consumer=self._consumer)
+        limits = self._limits
+        rows = RowQueue(limits.budget, self._pace, limits.latency_slice_s, limits.bulk_share)
         device = DeviceThread(
-            RowQueue(self._budget),
-            lambda batch: self._embedder.embed(batch),
+            rows,
+            self._embedder,
+            self._pace,
+            self._watchdog,
             self._heartbeat.redis_now_ms,
-            self._room.set,
-            lambda batch, outcome: self._done.put_nowait((batch, outcome)),
+            self._notices.cancelled,
+            self,
         )
+        self._device = device
         device.start()
+        before_the_end = [
+            asyncio.create_task(self._look_after_leases(), name="leases"),
+            asyncio.create_task(self._give_back_when_told(), name="drain"),
+        ]
+        work = asyncio.create_task(self._work(device, before_the_end), name="work")
         parts: list[asyncio.Future[Any]] = [
-            asyncio.create_task(self._work(device), name="work"),
+            work,
+            *before_the_end,
             asyncio.create_task(self._publisher.run(), name="publisher"),
-            asyncio.create_task(self._deliver_all(device), name="delivery"),
+            asyncio.create_task(self._hear_all(device), name="news"),
+            asyncio.create_task(self._turn(), name="turn"),
+            (listening := asyncio.create_task(self._notices.run(self._stop), name="notices")),
         ]
         try:
-            await self._until_over(parts[0], [*parts, device.ended])
+            await self._until_over(work, [*parts, device.ended])
+        except BaseException:
+            # What was not begun has nothing to do with it, and need not wait until others notice.
+            await self._give_back()
+            raise
         finally:
+            self.stop()
             device.abandon()
+            # What reads ends by itself: to cancel a command under way would leave its connection behind.
+            patience_s = min(READER_TIMEOUT_S, self._limits.drain_timeout_s / 4)
+            await asyncio.wait([work, *before_the_end, listening], timeout=patience_s)
             for part in parts:
                 part.cancel()
-            await asyncio.wait(parts, timeout=1)
+            ended, _ = await asyncio.wait(parts, timeout=1)
+            for part in ended:
+                _ = part.cancelled() or part.exception()  # the first failure is what `run` raises
             await asyncio.to_thread(self._heartbeat.stop)
         log.info("worker.stopped", consumer=self._consumer)
+
+    # What the device thread tells, on the event loop
+
+    def taken(self) -> None:
+        """Rows were taken: there is room for others."""
+        self._room.set()
+
+    def dropped(self, dropped: list[tuple[Entry, Dropped]]) -> None:
+        """Rows were not computed, for nobody waits for them."""
+        self._room.set()
+        self._news.put_nowait(dropped)
+
+    def done(self, done: Done) -> None:
+        """A batch is done."""
+        self._news.put_nowait(done)
+
+    def trial_ended(self, trial: Trial) -> None:
+        """A trial is over."""
+        assert isinstance(trial, SuspectTrial)  # noqa: S101 - ours are the only ones
+        self._news.put_nowait(trial)
+
+    # Start and stop
 
     async def _until_over(self, work: asyncio.Future[Any], parts: list[asyncio.Future[Any]]) -> None:
         """Wait for the work to end. Told to stop, it has a limited time for that, however Redis behaves.
@@ -125,7 +257,7 @@ class Worker:
         told: asyncio.Future[Any] = asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([*parts, told], return_when=asyncio.FIRST_COMPLETED)
-            deadline_s = asyncio.get_running_loop().time() + self._drain_timeout_s
+            deadline_s = asyncio.get_running_loop().time() + self._limits.drain_timeout_s
             while not work.done():
                 failed = next((part for part in parts if part.done() and part.exception() is not None), None)
                 if failed is not None:
@@ -134,7 +266,7 @@ class Worker:
                 waiting = [part for part in parts if not part.done()]
                 if left_s <= 0:
                     # What is in hand stays on its lane, under a lease that ends with our heartbeat.
-                    log.error("worker.not_drained", timeout_s=self._drain_timeout_s)
+                    log.error("worker.not_drained", timeout_s=self._limits.drain_timeout_s, jobs=len(self._hand))
                     return
                 await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
             for part in parts:
@@ -154,22 +286,54 @@ class Worker:
             except (RedisError, OSError) as error:
                 if not is_transient(error):
                     raise
-                log.warning("worker.redis_away", redis=self._where, error=repr(error))
-                await asyncio.sleep(pause_s)
+                log.warning("worker.redis_away", redis=self._clients.where, error=repr(error))
+                await pause(pause_s, self._stop)
             else:
                 break
         return True
 
-    async def _work(self, device: DeviceThread) -> None:
+    async def _work(self, device: DeviceThread, before_the_end: list[asyncio.Task[None]]) -> None:
         while not self._stop.is_set():
             await self._read(device)
+        await asyncio.wait(before_the_end)
+        await self._give_back()  # what the last reads have brought
         device.finish()
         await asyncio.shield(device.ended)
-        await self._done.join()
+        await self._news.join()
         await self._publisher.flush()
+
+    async def _give_back_when_told(self) -> None:
+        """Give back at once: the last blocking read may still take a second."""
+        await self._stop.wait()
+        await self._give_back()
+
+    async def _give_back(self) -> None:
+        """Let others have everything of which no row has gone to the device."""
+        if self._device is None:
+            return
+        entries, trials = self._device.release()
+        raws = [entry.raw for entry in entries] + self._suspects.release()
+        for trial in trials:
+            assert isinstance(trial, SuspectTrial)  # noqa: S101 - ours are the only ones
+            self._suspects.ended(trial)
+        raws += self._suspects.release()
+        if raws:
+            await self._leases.give_back(raws)
+            self._hand.give(raws)
+
+    async def _turn(self) -> None:
+        """Show the watchdog that the event loop turns."""
+        while True:
+            self._watchdog.turn()
+            await asyncio.sleep(min(0.5, self._watchdog.limit_s / 4))
+
+    # Reading
 
     async def _read(self, device: DeviceThread) -> None:
         """Bring in what fills the next batch; with enough in hand, wait until the device has taken some."""
+        if self._hung:
+            await pause(SHORT_BLOCK_MS / 1000, self._stop)
+            return
         self._room.clear()
         counts = self._wanted(device)
         entries = await self._reader.take(counts)
@@ -180,17 +344,18 @@ class Worker:
             entries = await self._reader.wait([Lane.INTERACTIVE], counts[Lane.INTERACTIVE], SHORT_BLOCK_MS)
         elif not entries:
             await pause(SHORT_BLOCK_MS / 1000, self._room)
-        await self._take_in(entries, device)
+        await self._take_in(entries)
 
     def _wanted(self, device: DeviceThread) -> dict[Lane, int]:
         """How many entries of each lane would fill a batch. Bulk fills what interactive leaves.
 
         One bulk entry is always in hand, so that bulk can have its share while interactive work keeps coming.
         """
+        budget = self._limits.budget
         interactive, bulk = device.tokens(Lane.INTERACTIVE), device.tokens(Lane.BULK)
         counts = {
-            Lane.INTERACTIVE: self._entries_of(Lane.INTERACTIVE, self._budget - interactive),
-            Lane.BULK: max(self._entries_of(Lane.BULK, self._budget - interactive - bulk), 0 if bulk else 1),
+            Lane.INTERACTIVE: self._entries_of(Lane.INTERACTIVE, budget - interactive),
+            Lane.BULK: max(self._entries_of(Lane.BULK, budget - interactive - bulk), 0 if bulk else 1),
         }
         return {lane: count for lane, count in counts.items() if count > 0}
 
@@ -203,49 +368,121 @@ class Worker:
         known = self._tokens_of_entry[lane]
         self._tokens_of_entry[lane] = float(tokens) if tokens > known else known + 0.1 * (tokens - known)
 
-    async def _take_in(self, raw_entries: list[RawEntry], device: DeviceThread) -> None:
+    async def _look_after_leases(self) -> None:
+        """Look for work that nobody does: at once, then again and again, and whenever somebody gives some back."""
+        while not self._stop.is_set():
+            self._notices.released.clear()
+            try:
+                found = [] if self._hung else await self._leases.astray()
+                # Heartbeats that Redis could not take have expired: whoever took over at once would steal live work.
+                if not self._hung and self._heartbeat.is_steady():
+                    found += await self._leases.abandoned(min(MOST_RELEASED, self._suspects.room))
+            except (RedisError, OSError) as error:
+                log.warning("leases.failed", error=repr(error))
+                await after_failure(self._clients.commands, error)
+                found = []
+            await self._take_in(found)
+            if len(found) < self._suspects.room:  # else there is more, and room for it
+                await pause(self._limits.lease_check_s * random.uniform(0.75, 1.25), self._notices.released)  # noqa: S311
+
+    async def _take_in(self, raw_entries: Sequence[RawEntry]) -> None:
+        """Take up entries as they were read, and let the device have what is to be computed."""
+        fresh = self._hand.take(raw_entries)  # before anything can fail: what is not in hand counts as astray
+        if self._stop.is_set() and fresh:
+            await self._leases.give_back(fresh)
+            self._hand.give(fresh)
+            return
+        self._suspects.add([raw for raw in fresh if raw.deaths])
         accepted: dict[Lane, list[Entry]] = {}
-        now_ms = self._heartbeat.redis_now_ms()
-        for raw in raw_entries:
-            taken = await self._intake.accept(raw, now_ms)
-            if isinstance(taken, Refused):
-                log.info("worker.refused", entry=raw.entry_id.decode(), reason=taken.reason)
-                await self._publisher.put(answer_to_refused(taken))
-            elif taken.done:  # each of its rows has failed already
-                await self._publisher.put(answer_of(taken, self._fingerprint))
+        for raw in fresh:
+            if raw.deaths:
+                continue
+            taken = await self._intake.accept(raw, self._heartbeat.redis_now_ms())
+            if isinstance(taken, Refused) or taken.done:
+                await self._settle(taken)
             else:
                 self._observe(raw.lane, len(taken.tokens.ids))
                 accepted.setdefault(raw.lane, []).append(taken)
         for lane, entries in accepted.items():
-            device.add(lane, entries)
+            if self._device is not None:
+                self._device.add(lane, entries)
+        self._offer_trial()
 
-    async def _deliver_all(self, device: DeviceThread) -> None:
-        """Hand the vectors of each batch to its jobs, one batch after the other, and publish the jobs it finished."""
-        while True:
-            batch, outcome = await self._done.get()
-            if batch.n_rows <= ON_LOOP_ROWS:
-                self._deliver(batch, outcome)
-            else:
-                await asyncio.to_thread(self._deliver, batch, outcome)
-            for entry in batch.entries:
-                if entry.done:
-                    large = entry.result_bytes > ON_LOOP_BYTES
-                    answer = (
-                        await asyncio.to_thread(answer_of, entry, self._fingerprint)
-                        if large
-                        else answer_of(entry, self._fingerprint)
-                    )
-                    await self._publisher.put(answer)
-            device.delivered()
-            self._done.task_done()
+    def _offer_trial(self) -> None:
+        if self._device is not None and not self._hung and not self._stop.is_set():
+            trial = self._suspects.next_trial()
+            if trial is not None:
+                self._device.try_apart(trial)
 
-    @staticmethod
-    def _deliver(batch: MicroBatch, outcome: Outcome) -> None:
-        started_ms, embedded = outcome
-        size = {"jobs": len(batch.entries), "rows": batch.n_rows, "tokens": batch.n_tokens}
-        if isinstance(embedded, BaseException):
-            log.error("batch.failed", **size, exc_info=embedded)
-            fail(batch, f"The model failed on this batch: {type(embedded).__name__}.")
+    # Answering
+
+    async def _settle(self, settled: Entry | Refused) -> None:
+        """Answer what needs no device: a job that is refused, or each of whose rows has failed already."""
+        if isinstance(settled, Entry):
+            await self._publisher.put(answer_of(settled, self._fingerprint))
             return
-        deliver(batch, embedded, started_ms)
-        log.debug("batch.embedded", **size, duration_ms=round(embedded.duration_s * 1000, 1))
+        log.info("worker.refused", entry=settled.raw.entry_id.decode(), reason=settled.reason)
+        await self._publisher.put(answer_to_refused(settled))
+
+    async def _hear_all(self, device: DeviceThread) -> None:
+        """Take the device thread's news, one after the other."""
+        while True:
+            news = await self._news.get()
+            if isinstance(news, Done):
+                await self._deliver(news)
+                device.delivered()
+            elif isinstance(news, SuspectTrial):
+                self._suspects.ended(news)
+                if not news.begun:
+                    await pause(SHORT_BLOCK_MS / 1000, self._stop)  # Redis is away
+                self._offer_trial()
+            else:
+                await self._let_go(news)
+            self._news.task_done()
+
+    async def _deliver(self, done: Done) -> None:
+        """Hand the vectors of a batch to its jobs, and publish the jobs it finished."""
+        entries: dict[int, Entry] = {}
+        for piece in done.pieces:
+            if piece.batch.n_rows <= ON_LOOP_ROWS:
+                _hand_out(piece, done.started_ms)
+            else:
+                await asyncio.to_thread(_hand_out, piece, done.started_ms)
+            entries |= {id(entry): entry for entry in piece.batch.entries}
+        for entry in entries.values():
+            if entry.done:
+                await self._publisher.put(await self._answer_of(entry))
+
+    async def _answer_of(self, entry: Entry) -> Answer:
+        if entry.result_bytes > ON_LOOP_BYTES:
+            return await asyncio.to_thread(answer_of, entry, self._fingerprint)
+        return answer_of(entry, self._fingerprint)
+
+    async def _let_go(self, dropped: list[tuple[Entry, Dropped]]) -> None:
+        """End jobs nobody waits for. Of an abandoned one only its result key is told, if it has one."""
+        for entry, reason in dropped:
+            if reason is Dropped.EXPIRED:
+                entry.fail_rest(Status.EXPIRED, f"The job waited longer than its {entry.job.ttl_ms} ms.")
+            else:
+                entry.reply_to = ""
+                entry.fail_rest(Status.FAILED, "The request was cancelled by its caller.")
+            await self._publisher.put(answer_of(entry, self._fingerprint))
+        log.debug("worker.dropped", jobs=len(dropped))
+
+
+def _hand_out(piece: Piece, started_ms: float) -> None:
+    for entry in piece.batch.entries:
+        if entry.started_ms is None:
+            waited_s = max(0.0, started_ms - entry.raw.enqueued_ms) / 1000
+            metrics.QUEUE_WAIT_SECONDS.labels(entry.raw.lane.value).observe(waited_s)
+    if isinstance(piece.outcome, Embedded):
+        deliver(piece.batch, piece.outcome, started_ms)
+        log.debug("batch.embedded", **_size(piece.batch), duration_ms=round(piece.outcome.duration_s * 1000, 1))
+        return
+    memory = fault_of(piece.outcome) is Fault.MEMORY
+    reason = "There is not enough memory for it" if memory else type(piece.outcome).__name__
+    fail(piece.batch, f"The model failed on this input: {reason}.")
+
+
+def _size(batch: MicroBatch) -> dict[str, int]:
+    return {"jobs": len(batch.entries), "rows": batch.n_rows, "tokens": batch.n_tokens}

@@ -25,6 +25,12 @@ FIELD_RELEASED = b"w"
 FIELD_PARTS = b"p"
 """The field of a reply entry: result parts, each with its length before it."""
 
+FIELD_JOBS = b"jobs"
+"""The field of a kept result that tells how many jobs the request has; beside it the parts, as `<job>:<part>`."""
+
+FIELD_WAS_CANCELLED = b"cancelled"
+"""The field that is left of a kept result whose request was cancelled."""
+
 
 def models(prefix: str) -> str:
     """Hash: served name -> JSON of `ModelEntry`."""
@@ -69,6 +75,11 @@ class Keys:
     def notices(self) -> str:
         """Stream, capped: what callers and consumers tell all consumers; best effort, nothing depends on it."""
         return f"{self.base}:cx"
+
+    @property
+    def trials(self) -> str:
+        """Hash: id of a suspected entry -> rows that ran when a consumer died with it alone; expires."""
+        return f"{self.base}:trial"
 
     @property
     def dead_letters(self) -> str:

@@ -82,7 +82,7 @@ async def test_what_cannot_be_served_is_refused_with_a_reason(
     assert isinstance(refused, Refused)
     assert statuses(refused) == [status, status]
     assert message in refused.reason
-    assert not refused.malformed
+    assert not refused.dead_letter
 
 
 async def test_expiry_is_on_redis_clock(intake: Intake, job: Job) -> None:
@@ -149,7 +149,7 @@ async def test_a_damaged_job_is_answered_when_its_sender_is_known(intake: Intake
     entry.fields[b"b"] = b"junk"
     refused = await intake.accept(entry, 5000)
     assert isinstance(refused, Refused)
-    assert refused.malformed
+    assert refused.dead_letter
     assert statuses(refused) == [Status.INVALID_INPUT] * 2
     assert refused.reply_to == REPLY
 
@@ -157,12 +157,12 @@ async def test_a_damaged_job_is_answered_when_its_sender_is_known(intake: Intake
 async def test_junk_is_a_dead_letter_without_an_answer(intake: Intake) -> None:
     refused = await intake.accept(RawEntry(Lane.BULK, b"1-0", {b"x": b"y"}), 5000)
     assert isinstance(refused, Refused)
-    assert refused.malformed
+    assert refused.dead_letter
     assert refused.answer is None
 
 
 async def test_replies_go_to_reply_streams_only(intake: Intake, job: Job) -> None:
     refused = await intake.accept(raw(job, reply_to="t:{m}:q:i"), 5000)
     assert isinstance(refused, Refused)
-    assert refused.malformed
+    assert refused.dead_letter
     assert refused.reply_to == ""

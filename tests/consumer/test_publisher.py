@@ -162,7 +162,7 @@ async def test_a_caller_that_is_gone_gets_no_new_stream(redis: Redis, keys: Keys
 async def test_a_malformed_entry_is_kept_as_a_dead_letter(redis: Redis, keys: Keys, publisher: Publisher) -> None:
     raw = (await finished(redis, keys)).raw
     answer = failed(b"r" * 16, b"f" * 16, 0, 1, 0, 1, Status.INVALID_INPUT, "bad")
-    await publisher.put(answer_to_refused(Refused(raw, "bad bytes", keys.reply("me"), answer, malformed=True)))
+    await publisher.put(answer_to_refused(Refused(raw, "bad bytes", keys.reply("me"), answer, dead_letter=True)))
     await publisher.flush()
     letters: Any = await redis.xrange(keys.dead_letters)
     fields = letters[0][1]

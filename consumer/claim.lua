@@ -1,0 +1,23 @@
+-- Read again entries of one lane that are pending for us, because the reply to their first read was lost.
+--
+-- KEYS[1]  stream  the lane
+-- ARGV[1]  string  the group
+-- ARGV[2]  string  the consumer that asks
+-- ARGV[3…] string  entry ids
+-- Returns for each entry that is still ours: id, delivery count (unchanged), its fields.
+local lane, group, me = KEYS[1], ARGV[1], ARGV[2]
+local taken = {}
+for place = 3, #ARGV do
+  local id = ARGV[place]
+  local pending = redis.call('XPENDING', lane, group, id, id, 1, me)
+  if pending[1] then
+    local count = tonumber(pending[1][4])
+    local claimed = redis.call('XCLAIM', lane, group, me, 0, id, 'RETRYCOUNT', count)
+    if claimed[1] and claimed[1][2] then
+      taken[#taken + 1] = {id, count, claimed[1][2]}
+    else
+      redis.call('XACK', lane, group, id)
+    end
+  end
+end
+return taken

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 
+from embedstream.shared import metrics
+from embedstream.shared.connections import pause
 from embedstream.shared.errors import (
     EmbedstreamError,
     InputTooLong,
@@ -29,6 +31,39 @@ _ERRORS: dict[Status, type[EmbedstreamError]] = {
 }
 
 
+class JobParts:
+    """The parts of one job's answer, held until they are complete.
+
+    A job that two consumers took may have two answers that differ: one found it expired, or serves another revision.
+    Their parts are kept apart, and the first answer that is whole is the answer.
+    """
+
+    __slots__ = ("_answers", "done")
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[int, bytes], dict[int, ResultPart]] = {}
+        self.done = False
+
+    def add(self, part: ResultPart) -> list[ResultPart] | None:
+        """Take in a part.
+
+        Returns:
+            All parts in order when this one completes them, an empty list when others are missing, and None for a
+            part that came before or comes too late.
+        """
+        if self.done:
+            return None
+        answer = self._answers.setdefault((part.n_parts, part.fingerprint), {})
+        if part.part in answer:
+            return None
+        answer[part.part] = part
+        if len(answer) < part.n_parts:
+            return []
+        self.done = True
+        self._answers = {}
+        return [answer[number] for number in range(part.n_parts)]
+
+
 @dataclass(slots=True)
 class SentJob:
     """One job of a pending request.
@@ -37,21 +72,24 @@ class SentJob:
         job: as it was sent last.
         entry_id: its place on the lane; None while nobody knows whether it got there.
         queued: whether it still waits for its call, or for the outcome of one.
-        parts: numbers of the parts that have come.
-        done: whether all parts have come.
+        parts: what has come of its answer.
     """
 
     job: Job
     entry_id: bytes | None = None
     queued: bool = False
-    parts: set[int] | None = None
-    done: bool = False
+    parts: JobParts = field(default_factory=JobParts)
+
+    @property
+    def done(self) -> bool:
+        """Whether its answer is complete."""
+        return self.parts.done
 
 
 class PendingRequest:
-    """Collects the parts of one request and hands them on in the order they come.
+    """Collects the parts of one request and hands them on, job by job, in the order they are complete.
 
-    All methods run on the event loop. A part that comes twice is ignored.
+    All methods run on the event loop. A part that comes twice is counted and ignored.
     """
 
     def __init__(self, request_id: bytes, jobs: list[Job], started_s: float, deadline_s: float) -> None:
@@ -60,7 +98,7 @@ class PendingRequest:
         self.started_s = started_s
         self.deadline_s = deadline_s
         self.next_check_s = 0.0
-        self.accepted = False
+        self._accepted = False
         self._left = len(jobs)
         self._parts: deque[ResultPart] = deque()
         self._error: EmbedstreamError | None = None
@@ -71,27 +109,36 @@ class PendingRequest:
         """Whether nothing more is to come."""
         return self._left == 0 or self._error is not None
 
+    @property
+    def error(self) -> EmbedstreamError | None:
+        """Why it failed, if it did."""
+        return self._error
+
+    @property
+    def accepted(self) -> bool:
+        """Whether Redis has taken the first of its jobs, and with it all of them."""
+        return self._accepted
+
+    @accepted.setter
+    def accepted(self, accepted: bool) -> None:
+        self._accepted = accepted
+        self._news.set()  # whoever submits waits for the confirmation, not for parts
+
     def outstanding(self) -> list[SentJob]:
         """Jobs whose answer is not complete."""
         return [sent for sent in self.jobs if not sent.done]
 
     def add(self, part: ResultPart) -> None:
         """Take in a part, unless it came before or belongs to no job of this request."""
-        if self.done or part.job >= len(self.jobs) or part.n_jobs != len(self.jobs):
+        if part.job >= len(self.jobs) or part.n_jobs != len(self.jobs):
             return
-        sent = self.jobs[part.job]
-        if sent.done:
-            return
-        sent.parts = sent.parts or set()
-        if part.part in sent.parts:
-            return
-        sent.parts.add(part.part)
-        if len(sent.parts) == part.n_parts:
-            sent.done = True
-            sent.parts = None
+        complete = None if self.done else self.jobs[part.job].parts.add(part)
+        if complete is None:
+            metrics.DUPLICATES.inc()
+        elif complete:
             self._left -= 1
-        self._parts.append(part)
-        self._news.set()
+            self._parts.extend(complete)
+            self._news.set()
 
     def time_left_s(self) -> float:
         """Seconds until the deadline, on the event loop's clock."""
@@ -103,7 +150,13 @@ class PendingRequest:
             self._error = error
             self._news.set()
 
-    async def parts(self) -> AsyncIterator[ResultPart]:
+    async def wait_for_news(self, timeout_s: float) -> None:
+        """Wait until something was accepted, has come or has failed, but not longer than `timeout_s`."""
+        self._news.clear()
+        if not self.done:
+            await pause(timeout_s, self._news)
+
+    async def parts(self) -> AsyncGenerator[ResultPart, None]:
         """The parts as they come, until the last.
 
         Raises:

@@ -28,6 +28,7 @@ from embedstream.shared.errors import (
     ModelNotFound,
     NotServed,
     Overloaded,
+    ResultNotFound,
     ResultTimeout,
     ServerNotFound,
     StaleCard,
@@ -38,6 +39,7 @@ from embedstream.shared.logs import get_logger
 
 from .context import context_of
 
+_CLIENT_CLOSED = 499
 MAX_RETRY_AFTER_S = 120
 """The official openai client gives up at once when it is told to wait longer."""
 
@@ -96,6 +98,7 @@ TABLE: Mapping[type[Exception], Row] = {
     InputTooLong: Row(400, "BadRequestError"),
     UnauthorizedError: Row(401, "AuthenticationError", headers=(("WWW-Authenticate", "Bearer"),)),
     ModelNotFound: Row(404, "NotFoundError"),
+    ResultNotFound: Row(404, "NotFoundError"),
     StaleCard: Row(409, "ConflictError", advice=_RETOKENISE),
     PayloadTooLargeError: Row(413, "PayloadTooLargeError"),
     Overloaded: Row(429, "RateLimitError", permanent=False),
@@ -186,7 +189,9 @@ class ErrorBodies:
         try:
             await self.app(scope, receive, watch)
         except ClientDisconnect:
-            context.note(error="ClientDisconnect")  # nobody is left to answer
+            context.note(error="ClientDisconnect")
+            if not started:  # nobody is left to answer; what logs and metrics see of it is nginx's status for this
+                await Response(status_code=_CLIENT_CLOSED)(scope, receive, send)
         except Exception as error:  # whatever it is, the client gets our body and no internals
             if not row_of(error).shown:
                 log.exception("request.failed", error=type(error).__name__)

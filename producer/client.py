@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from redis.exceptions import RedisError
 
 from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect, connect_reader
-from embedstream.shared.errors import InvalidInput, ResultTimeout, StaleCard, Unavailable
+from embedstream.shared.errors import EmbedstreamError, InvalidInput, Overloaded, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
-from embedstream.shared.options import VectorOptions, VectorType
-from embedstream.shared.results import ROW_CONTINUES, ROW_TRUNCATED, ResultPart, Timing
+from embedstream.shared.options import VectorType
+from embedstream.shared.results import ResultPart
 from embedstream.shared.runfile import the_only_live
 from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
+from .admission import Undelivered, result_bytes
+from .arguments import listed, options_of
+from .arrival import end_the_forlorn
+from .assemble import assemble, split_by_input
 from .enqueue import Writer
 from .fleet import Fleet
+from .notices import Notices
+from .outcomes import counted
 from .pending import PendingRequest, raise_for_rows
-from .prepare import prepare
+from .pickup import KeptResults, read_id
+from .prepare import prepare, prepare_texts
 from .reconcile import Reconciler
 from .replies import Replies
 from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared, cut_into_jobs
+from .submission import Submission
+from .unbroken import Unbroken
 
 log = get_logger()
-
-Choice = TypeVar("Choice", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +78,29 @@ class Producer:
             server = the_only_live()
             url, prefix = server.redis_url, server.key_prefix
         self._url = url
+        self._prefix = prefix
+        self._text_model = model or self._settings.served_names[0]  # whom text jobs are for, before any card is known
         self._redis = connect(url)
         self._instance = os.urandom(8).hex()
-        self.fleet = Fleet(self._redis, prefix, model, CardCache(self._settings.card_cache_dir), without_password(url))
+        self.fleet = Fleet(
+            self._redis,
+            prefix,
+            model,
+            CardCache(self._settings.card_cache_dir),
+            without_password(url),
+            scale_from_zero_s=self._settings.scale_from_zero_s,
+            max_wait_s=self._settings.max_wait_s,
+            max_lane_bytes=self._settings.max_lane_bytes,
+        )
         """What is known of the consumers, kept fresh in the background."""
         self._sessions: dict[Keys, _Session] = {}  # more than one only after the model on the queue was replaced
         self._opening = asyncio.Lock()
+        self._submissions: dict[Keys, Submission] = {}
+        self._undelivered = Undelivered(self._settings.max_undelivered_bytes)
+        self._notices = Notices(self._redis)
+        self._unbroken = Unbroken()
         self._stopping = asyncio.Event()
-        self._poll: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -97,9 +119,16 @@ class Producer:
         """
         if self._stopping.is_set():
             raise RuntimeError("a producer is opened once; make a new one")
-        if self._poll is None:
+        if not self._tasks:
             await self.fleet.refresh()
-            self._poll = _start(self.fleet.run(self._stopping), "fleet")
+            self._tasks += [
+                _start(self.fleet.run(self._stopping), "fleet"),
+                _start(self._notices.run(self._stopping), "notices"),
+            ]
+            patience_s = self._settings.scale_from_zero_s
+            if patience_s > 0:
+                watch = end_the_forlorn(self.fleet, self._under_way, patience_s, self._stopping)
+                self._tasks.append(_start(watch, "arrival"))
 
     async def close(self) -> None:
         """Stop, and leave nothing behind in Redis. Requests still under way end with `Unavailable`."""
@@ -115,13 +144,18 @@ class Producer:
             session.lost_contact.set()
             session.writer.wake()
             await session.replies.wake()
-        tasks = [*([self._poll] if self._poll else []), *(task for session in sessions for task in session.tasks)]
+        self._notices.wake()
+        for submission in self._submissions.values():
+            submission.wake()
+        tasks = [*self._tasks, *(task for session in sessions for task in session.tasks)]
         if tasks:
             # The loops end by themselves. Cancelling a command under way would cost its connection, and redis-py may
             # swallow the cancellation.
             await asyncio.wait(tasks, timeout=READER_TIMEOUT_S + COMMAND_TIMEOUT_S)
         for session in sessions:
             await session.replies.drop()
+        await self._unbroken.join()
+        await self._notices.flush()
         await self._redis.aclose()
 
     async def embed(
@@ -156,14 +190,20 @@ class Producer:
             Overloaded, Unavailable: not accepted; worth a retry later.
             ResultTimeout, JobFailed: accepted, but there is no result.
         """
-        vectors = VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype"))
-        lane = _choice(Lane, lane, "lane")
-        options = Options(vectors, truncate_prompt_tokens, add_special_tokens, lane, timeout_s)
-        listed = _listed(inputs)
-        if len(listed) == 0:
+        options = options_of(
+            dimensions=dimensions,
+            normalize=normalize,
+            dtype=dtype,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            add_special_tokens=add_special_tokens,
+            lane=lane,
+            timeout_s=timeout_s,
+        )
+        items = listed(inputs)
+        if len(items) == 0:
             recipe = (await self.fleet.live()).card.recipe
             return np.empty((0, dimensions or recipe.dimension), options.vectors.dtype.numpy)
-        result = await self.run(await self.prepare(listed, options))
+        result = await self.run(await self.prepare(items, options))
         return result.vectors.copy()  # the buffer of a reply is read-only
 
     async def embed_tokens(
@@ -183,17 +223,19 @@ class Producer:
         Returns:
             For each input (tokens, dim) of `dtype`, special tokens included.
         """
-        options = Options(
-            VectorOptions(None, normalize, _choice(VectorType, dtype, "dtype"), per_token=True),
-            truncate_prompt_tokens,
-            lane=_choice(Lane, lane, "lane"),
+        options = options_of(
+            normalize=normalize,
+            dtype=dtype,
+            per_token=True,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            lane=lane,
             timeout_s=timeout_s,
         )
-        listed = _listed(inputs)
-        if len(listed) == 0:
+        items = listed(inputs)
+        if len(items) == 0:
             return []
-        result = await self.run(await self.prepare(listed, options))
-        return [matrix.copy() for matrix in np.split(result.vectors, np.cumsum(result.tokens, dtype=np.int64)[:-1])]
+        result = await self.run(await self.prepare(items, options))
+        return [matrix.copy() for matrix in split_by_input(result.vectors, result.tokens)]
 
     async def stream(
         self,
@@ -214,26 +256,143 @@ class Producer:
         Yields:
             Slices that together cover every input once.
         """
-        vectors = VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype"))
-        lane = _choice(Lane, lane, "lane")
-        options = Options(vectors, truncate_prompt_tokens, add_special_tokens, lane, timeout_s)
-        listed = _listed(inputs)
-        if len(listed) == 0:
+        options = options_of(
+            dimensions=dimensions,
+            normalize=normalize,
+            dtype=dtype,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            add_special_tokens=add_special_tokens,
+            lane=lane,
+            timeout_s=timeout_s,
+        )
+        items = listed(inputs)
+        if len(items) == 0:
             return
-        prepared = await self.prepare(listed, options)
+        prepared = await self.prepare(items, options)
         deadline_s = self._deadline_s(prepared)
         begun = False
-        try:
-            async for part in self._parts(prepared, deadline_s):
-                raise_for_rows(part)
-                begun = True
-                yield EmbeddedSlice(part.first_row, part.vectors)
-        except StaleCard:
-            if begun or not prepared.is_text:
-                raise
-            async for part in self._parts(await self._prepare_again(prepared), deadline_s):
-                raise_for_rows(part)
-                yield EmbeddedSlice(part.first_row, part.vectors)
+        with counted(options.lane):
+            try:
+                async with aclosing(self._parts(prepared, deadline_s)) as parts:
+                    async for part in parts:
+                        begun = True
+                        yield EmbeddedSlice(part.first_row, part.vectors)
+            except StaleCard:
+                if begun or not prepared.is_text:
+                    raise
+                async with aclosing(self._parts(await self._prepare_again(prepared), deadline_s)) as parts:
+                    async for part in parts:
+                        yield EmbeddedSlice(part.first_row, part.vectors)
+
+    async def submit(
+        self,
+        inputs: str | Inputs,
+        *,
+        dimensions: int | None = None,
+        normalize: bool | None = None,
+        dtype: VectorType | str = VectorType.FLOAT32,
+        per_token: bool = False,
+        truncate_prompt_tokens: int | None = None,
+        add_special_tokens: bool = True,
+        lane: Lane | str = Lane.INTERACTIVE,
+        timeout_s: float | None = None,
+        result_ttl_s: int | None = None,
+        request_id: str | None = None,
+    ) -> str:
+        """Hand work over without waiting for it: `result` gets the vectors, in this process or another.
+
+        Once it returns, every job is stored in Redis, and from then on the request is as safe as Redis is: what Redis
+        loses is not sent again. When it raises `Unavailable` or is cancelled, the jobs may be stored in part; submit
+        the same inputs under the same `request_id` then, as often as need be: there is one result.
+
+        Args:
+            inputs: as for `embed`.
+            dimensions: as for `embed`.
+            normalize: as for `embed`.
+            dtype: as for `embed`.
+            per_token: one vector for each token, as `embed_tokens` gives them.
+            truncate_prompt_tokens: as for `embed`.
+            add_special_tokens: as for `embed`.
+            lane: as for `embed`.
+            timeout_s: seconds after which nobody wants the result any more; None for the setting `request_timeout_s`.
+            result_ttl_s: how long the result is kept beyond that; None for the setting.
+            request_id: 32 hexadecimal digits of your own, unique for ever; None makes them.
+
+        Returns:
+            The request's id, 32 hexadecimal digits.
+
+        Raises:
+            InvalidInput: an input cannot be embedded, or the id stands for something else; nothing was queued.
+            Overloaded: refused; nothing was queued.
+            Unavailable: not confirmed; worth another try under the same id.
+        """
+        options = options_of(
+            dimensions=dimensions,
+            normalize=normalize,
+            dtype=dtype,
+            per_token=per_token,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            add_special_tokens=add_special_tokens,
+            lane=lane,
+            timeout_s=timeout_s,
+        )
+        name = os.urandom(16) if request_id is None else read_id(request_id)
+        ttl_s = self._settings.result_ttl_s if result_ttl_s is None else result_ttl_s
+        if ttl_s < 1:
+            raise InvalidInput(f"result_ttl_s must be at least 1, got {ttl_s}.", param="result_ttl_s")
+        prepared = await self.prepare(listed(inputs), options)
+        with counted(options.lane, until_result=False):
+            await self._unbroken.run(self._store(prepared, name, ttl_s))
+        return name.hex()
+
+    async def result(self, request_id: str, *, timeout_s: float | None = None) -> NDArray[Any]:
+        """The vectors of a submitted request, as `embed` would have given them. It may be asked for again.
+
+        Args:
+            request_id: what `submit` returned, here or in another process.
+            timeout_s: how long to wait for it; 0 asks once, None waits as long as the setting `request_timeout_s`.
+
+        Returns:
+            (inputs, dim) of the number format that was asked for.
+
+        Raises:
+            ResultNotFound: the id is unknown, its result has expired, or it was cancelled.
+            ResultTimeout: not complete yet; or, when it says so, nobody embedded it in its time.
+            StaleCard: the model was replaced after it had been tokenised; submit it anew.
+            JobFailed, InvalidInput, NotServed: there will be no result.
+            Unavailable: Redis does not answer.
+        """
+        result = await self._pick_up(request_id, timeout_s)
+        if len(result.vectors) != len(result.tokens):
+            raise InvalidInput("It was submitted with per_token: use result_tokens().", param="request_id")
+        return result.vectors.copy()
+
+    async def result_tokens(self, request_id: str, *, timeout_s: float | None = None) -> list[NDArray[Any]]:
+        """The vectors of a request that was submitted with `per_token`, as `embed_tokens` would have given them.
+
+        Arguments and errors are those of `result`.
+
+        Returns:
+            For each input (tokens, dim).
+        """
+        result = await self._pick_up(request_id, timeout_s)
+        if len(result.vectors) != result.tokens.sum(dtype=np.int64):
+            raise InvalidInput("It was submitted without per_token: use result().", param="request_id")
+        return [matrix.copy() for matrix in split_by_input(result.vectors, result.tokens)]
+
+    async def cancel(self, request_id: str) -> None:
+        """Give a submitted request up: its result is dropped, and what is not computed yet is left undone if possible.
+
+        From then on `result` raises `ResultNotFound` and says that it was cancelled.
+
+        Raises:
+            ResultNotFound: the id is unknown, or its result has expired.
+            Unavailable: Redis does not answer.
+        """
+        name, keys = read_id(request_id), await self._keys()
+        kept = KeptResults(self._redis, keys, self._unbroken)
+        await self._unbroken.run(kept.cancel(name, self._settings.result_ttl_s))
+        self._notices.abandon(keys, name)
 
     async def prepare(self, inputs: Inputs, options: Options) -> Prepared:
         """Check and tokenise a request without sending it.
@@ -242,7 +401,16 @@ class Producer:
             InvalidInput, NotServed: it cannot be served.
             Unavailable: nobody serves the model now.
         """
-        return await prepare(inputs, options, await self.fleet.live())
+        with counted(options.lane, until_result=False):
+            try:
+                served = await self.fleet.live()
+            except Unavailable:
+                if not self._waits_for_the_first:
+                    raise
+                if self.fleet.served is None:
+                    return await prepare_texts(inputs, options, self._text_model)
+                served = self.fleet.served
+            return await prepare(inputs, options, served)
 
     async def run(self, prepared: Prepared) -> Embeddings:
         """Send a prepared request and await all of it.
@@ -251,63 +419,104 @@ class Producer:
             EmbedstreamError: as `embed` says.
         """
         deadline_s = self._deadline_s(prepared)
-        try:
-            return await self._collect(prepared, deadline_s)
-        except StaleCard:
-            if not prepared.is_text:
-                raise  # only the caller can make new ids
-        return await self._collect(await self._prepare_again(prepared), deadline_s)
+        with counted(prepared.options.lane):
+            try:
+                return await self._collect(prepared, deadline_s)
+            except StaleCard:
+                if not prepared.is_text:
+                    raise  # only the caller can make new ids
+            return await self._collect(await self._prepare_again(prepared), deadline_s)
+
+    def _timeout_s(self, prepared: Prepared) -> float:
+        given_s = prepared.options.timeout_s
+        return self._settings.request_timeout_s if given_s is None else given_s
 
     def _deadline_s(self, prepared: Prepared) -> float:
         """When the result is no longer wanted, on the event loop's clock."""
-        given_s = prepared.options.timeout_s
-        return asyncio.get_running_loop().time() + (self._settings.request_timeout_s if given_s is None else given_s)
+        return asyncio.get_running_loop().time() + self._timeout_s(prepared)
 
     async def _prepare_again(self, prepared: Prepared) -> Prepared:
         """The same request, tokenised for the revision that is served by now."""
-        log.info("producer.stale_card", fingerprint=prepared.card.fingerprint.hex())
+        log.info("producer.stale_card", model=prepared.model)
         await self.fleet.refresh()
         return await self.prepare(prepared.inputs, prepared.options)
 
     async def _collect(self, prepared: Prepared, deadline_s: float) -> Embeddings:
-        parts: list[ResultPart] = []
-        async for part in self._parts(prepared, deadline_s):
-            raise_for_rows(part)
-            parts.append(part)
-        parts.sort(key=lambda part: (part.job, part.part))
-        rows = np.concatenate([part.rows for part in parts])
-        whole = rows[rows["flags"] & ROW_CONTINUES == 0]  # a row that goes on is told again by its last piece
-        return Embeddings(
-            vectors=parts[0].vectors if len(parts) == 1 else np.concatenate([part.vectors for part in parts]),
-            tokens=whole["tokens"],
-            truncated=prepared.tokens.truncated + int(np.count_nonzero(whole["flags"] & ROW_TRUNCATED)),
-            timing=Timing(
-                max(part.timing.queue_us for part in parts),
-                max(part.timing.inference_us for part in parts),
-                sum(part.timing.compute_tokens for part in parts if part.part == 0),
-            ),
-        )
+        async with aclosing(self._parts(prepared, deadline_s)) as parts:
+            return assemble([part async for part in parts], prepared.tokens.truncated)
 
-    async def _parts(self, prepared: Prepared, deadline_s: float) -> AsyncIterator[ResultPart]:
-        session = await self._ready()
+    async def _parts(self, prepared: Prepared, deadline_s: float) -> AsyncGenerator[ResultPart, None]:
+        """Send a request and give its parts as its jobs are done; what is not wanted any more is called off."""
+        keys = await self._keys()
+        session = await self._session(keys)
         now = asyncio.get_running_loop().time()
         request_id = os.urandom(16)
         jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
         request = PendingRequest(request_id, jobs, now, deadline_s)
-        session.replies.requests[request_id] = request
-        try:
-            session.writer.send(request, request.jobs)
-            async for part in request.parts():
-                yield part
-        finally:
-            request.fail(ResultTimeout("Nobody waits for it any more."))  # what has not been sent yet stays here
-            del session.replies.requests[request_id]
+        vectors, dimension = prepared.options.vectors, prepared.dimension or 0
+        with self._undelivered.expecting(result_bytes(vectors, prepared.n_inputs, prepared.n_tokens, dimension)):
+            session.replies.requests[request_id] = request
+            try:
+                session.writer.send(request, request.jobs)
+                async with aclosing(request.parts()) as parts:
+                    async for part in parts:
+                        raise_for_rows(part)
+                        yield part
+            finally:
+                del session.replies.requests[request_id]
+                if request.outstanding() and not isinstance(request.error, Overloaded):
+                    self._notices.abandon(keys, request_id)
+                request.fail(ResultTimeout("Nobody waits for it any more."))  # what has not been sent yet stays here
 
-    async def _ready(self) -> _Session:
-        """The session of the model served now; made on the first request."""
-        if self._poll is None:
+    async def _store(self, prepared: Prepared, request_id: bytes, result_ttl_s: int) -> None:
+        keys = await self._keys()
+        if keys not in self._submissions:
+            submission = self._submissions[keys] = Submission(self._redis, keys, self.fleet.admission(keys))
+            self._tasks.append(_start(submission.run(self._stopping), "submit"))
+        timeout_s, now = self._timeout_s(prepared), asyncio.get_running_loop().time()
+        # Every part that comes renews the expiry, so it must not be shorter than the time the others may take.
+        ttl_s = math.ceil(timeout_s) + result_ttl_s
+        jobs = cut_into_jobs(prepared, request_id, max(1, int(timeout_s * 1000)), ttl_s)
+        kept = KeptResults(self._redis, keys, self._unbroken)
+        new = await kept.announce(request_id, len(jobs), ttl_s)
+        request = PendingRequest(request_id, jobs, now, now + timeout_s)
+        try:
+            await self._submissions[keys].store(request, self._stopping)
+        except EmbedstreamError:
+            if new and isinstance(request.error, Overloaded):
+                await kept.forget(request_id)
+            raise
+
+    async def _pick_up(self, request_id: str, timeout_s: float | None) -> Embeddings:
+        name, keys = read_id(request_id), await self._keys()
+        wait_s = self._settings.request_timeout_s if timeout_s is None else timeout_s
+        kept = KeptResults(self._redis, keys, self._unbroken)
+        return assemble(await kept.wait(name, wait_s, self._stopping))
+
+    def _under_way(self) -> Iterator[PendingRequest]:
+        for session in self._sessions.values():
+            yield from session.replies.requests.values()
+
+    @property
+    def _waits_for_the_first(self) -> bool:
+        """Whether requests may be queued for a model that nobody has announced yet."""
+        return self._settings.scale_from_zero_s > 0 and self.fleet.redis_ok and self.fleet.unannounced
+
+    async def _keys(self) -> Keys:
+        """The keys of the model served now."""
+        if not self._tasks:
             raise Unavailable("The producer is not open: use `async with Producer(...)`.")
-        keys = (self.fleet.served or await self.fleet.live()).keys
+        if self.fleet.served is not None:
+            return self.fleet.served.keys
+        try:
+            return (await self.fleet.live()).keys
+        except Unavailable:
+            if self._waits_for_the_first:
+                return Keys(self._prefix, self._text_model)
+            raise
+
+    async def _session(self, keys: Keys) -> _Session:
+        """The session of a model; made on its first request."""
         async with self._opening:
             if self._stopping.is_set():
                 raise Unavailable("The producer was closed.")
@@ -316,37 +525,25 @@ class Producer:
             return self._sessions[keys]
 
     async def _open_session(self, keys: Keys) -> _Session:
-        settings = self._settings
-        stream = keys.reply(self._instance)
-        lost_contact = asyncio.Event()
-        writer = Writer(self._redis, keys, stream, settings.max_lane_jobs, lost_contact)
-        replies = Replies(self._redis, connect_reader(self._url), stream, settings.reply_ttl_s, lost_contact)
-        reconciler = Reconciler(self._redis, keys, writer, replies, settings.reconcile_after_s, lost_contact)
-        try:
-            await replies.keep_alive()
-        except (RedisError, OSError) as error:
-            await replies.drop()
-            raise Unavailable("Redis cannot be reached.", retry_after_s=2.0) from error
+        """Begin to serve requests of a model.
+
+        Nothing is awaited: the reconciler makes the reply stream and then opens the writer, and should Redis be away,
+        the requests are told in the same way as later.
+        """
+        settings, lost_contact = self._settings, asyncio.Event()
+        admission = self.fleet.admission(keys, lost_contact)
+        replies = Replies(
+            self._redis, connect_reader(self._url), keys, self._instance, settings.reply_ttl_s, lost_contact
+        )
+        writer = Writer(self._redis, keys, keys.reply(self._instance), admission, lost_contact)
+        reconciler = Reconciler(self._redis, keys, writer, replies, admission, settings.reconcile_after_s, lost_contact)
         tasks = (
             _start(replies.run(self._stopping), "replies"),
             _start(writer.run(self._stopping), "enqueue"),
             _start(reconciler.run(self._stopping), "reconcile"),
+            _start(reconciler.watch(self._stopping), "watch"),
         )
         return _Session(writer, replies, lost_contact, tasks)
-
-
-def _listed(inputs: str | Inputs) -> Inputs:
-    """A single text is a list of one, and never a sequence of letters; what can only be iterated is gone through."""
-    if isinstance(inputs, str):
-        return [inputs]
-    return inputs if isinstance(inputs, (list, tuple, np.ndarray)) else list(inputs)  # type: ignore[return-value] # same items
-
-
-def _choice(kind: type[Choice], value: str, param: str) -> Choice:
-    try:
-        return kind(value)
-    except ValueError:
-        raise InvalidInput(f"{param} is {value!r}; choose from {', '.join(kind)}.", param=param) from None
 
 
 def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -9,7 +9,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from embedstream.shared.errors import InvalidInput, NotServed
+from embedstream.shared.errors import InputTooLong, InvalidInput, NotServed, Unavailable
+from embedstream.shared.jobs import MAX_BODY_BYTES, text_lengths
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.tokenization import (
     Tokens,
@@ -30,7 +31,11 @@ INPUT_CHARS = 20
 more; a thread costs 0.1 ms."""
 ON_LOOP_IDS = 20_000
 
+MAX_TEXT_BYTES = MAX_BODY_BYTES - 4
+"""Of a text that a consumer is to tokenise: it must fit one job."""
+
 _MAX_ID = np.iinfo(np.int64).max
+_MAX_OPTION = 2**31  # what a job has room for, and more than any model offers
 
 
 async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prepared:
@@ -51,8 +56,6 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
             f"The model `{served.card.model}` is served with pooling `all`: one vector for each token. "
             "Use embed_tokens() of the producer library."
         )
-    if len(inputs) == 0:
-        raise InvalidInput("You must pass at least one prompt: the list of inputs is empty.", param="input")
     if _are_texts(inputs):
         tokens = await _tokenize(inputs, options, served)
         recipe.check_dimensions(options.vectors.dimensions, served.card.model)
@@ -64,6 +67,55 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
         else:
             tokens = await asyncio.to_thread(_take_ids, rows, options, served)
     return Prepared(served.card, inputs, tokens, options)
+
+
+async def prepare_texts(inputs: Inputs, options: Options, model: str) -> Prepared:
+    """Check what can be checked while nobody has told what the model is like; its consumer does the rest.
+
+    Args:
+        inputs: texts.
+        options: how to treat them.
+        model: first served name.
+
+    Raises:
+        InvalidInput: something in it can be served by no model; nothing has been queued.
+        Unavailable: token ids, which only the model's card can tell to be right.
+    """
+    if not _are_texts(inputs):
+        raise Unavailable(
+            f"Token ids cannot be checked before the first consumer of `{model}` has told what they mean; send texts.",
+            retry_after_s=2.0,
+        )
+    _check_option(options.truncate_prompt_tokens, "truncate_prompt_tokens", other=-1)
+    _check_option(options.vectors.dimensions, "dimensions")
+    lengths = await asyncio.to_thread(_text_bytes, inputs)
+    return Prepared(None, inputs, Tokens(np.empty(0, np.uint32), lengths), options, model)
+
+
+def _text_bytes(texts: Sequence[str]) -> NDArray[np.uint32]:
+    try:
+        lengths = text_lengths(tuple(texts))
+    except UnicodeEncodeError as error:
+        index = next(index for index, text in enumerate(texts) if text == error.object)
+        raise InvalidInput(
+            f"The input at index {index} is not valid Unicode: a lone surrogate "
+            f"U+{ord(error.object[error.start]):04X} at character {error.start}.",
+            param="input",
+        ) from None
+    if lengths.max() > MAX_TEXT_BYTES:
+        index = int(np.argmax(lengths))
+        raise InputTooLong(
+            f"The input at index {index} has {int(lengths[index])} bytes of text; at most {MAX_TEXT_BYTES} are taken "
+            "while no consumer of the model is up.",
+            param="input",
+        )
+    return lengths
+
+
+def _check_option(value: int | None, param: str, other: int | None = None) -> None:
+    if value is not None and value != other and not 1 <= value < _MAX_OPTION:
+        also = "" if other is None else f"{other} or "
+        raise InvalidInput(f"{param} must be {also}at least 1 and less than {_MAX_OPTION} (got {value}).", param=param)
 
 
 async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel) -> Tokens:
@@ -84,6 +136,8 @@ async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel)
 
 
 def _are_texts(inputs: Inputs) -> TypeGuard[Sequence[str]]:
+    if len(inputs) == 0:
+        raise InvalidInput("You must pass at least one prompt: the list of inputs is empty.", param="input")
     texts = sum(isinstance(item, str) for item in inputs)
     if 0 < texts < len(inputs):
         raise InvalidInput("Texts and token ids cannot be mixed in one request.", param="input")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedstream.shared.cards import ModelCard
-from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_INPUTS, MAX_TOKENS, Job
+from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_INPUTS, MAX_TOKENS, Job, LongInputs
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions
 from embedstream.shared.results import Timing
@@ -46,16 +46,29 @@ class Prepared:
     """A request that passed every check and is ready to be sent.
 
     Args:
-        card: the revision of the model it was tokenised for.
+        card: the revision of the model it was tokenised for; None when it travels as text, for the consumer to
+            tokenise: no consumer has told yet what the model is like.
         inputs: what the caller gave, kept to tokenise again should the model change meanwhile.
-        tokens: all inputs as columns, in their order.
+        tokens: all inputs as columns, in their order; for text without ids, `lengths` counting UTF-8 bytes.
         options: how to treat it.
+        asked_for: the model, by the name it has without a card.
     """
 
-    card: ModelCard
+    card: ModelCard | None
     inputs: Inputs
     tokens: Tokens
     options: Options
+    asked_for: str = ""
+
+    @property
+    def model(self) -> str:
+        """The model's first served name."""
+        return self.asked_for if self.card is None else self.card.model
+
+    @property
+    def dimension(self) -> int | None:
+        """Components its vectors will have; None while nobody has told."""
+        return self.options.vectors.dimensions or (None if self.card is None else self.card.recipe.dimension)
 
     @property
     def n_inputs(self) -> int:
@@ -99,13 +112,23 @@ class Embeddings:
     timing: Timing
 
 
-def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int) -> list[Job]:
-    """Slices of at most 64 inputs, 16 k tokens and 256 KiB; a longer input is a job alone."""
+def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int = 0) -> list[Job]:
+    """Slices of at most 64 inputs, 16 k tokens and 256 KiB; a longer input is a job alone.
+
+    Args:
+        prepared: the request.
+        request_id: 16 bytes.
+        ttl_ms: milliseconds from enqueueing until nobody waits for the result.
+        result_ttl_s: seconds to keep the result under the request's id; 0 to send it to the caller only.
+    """
+    if prepared.card is None:
+        return _cut_texts(prepared, request_id, ttl_ms, result_ttl_s)
     lengths = prepared.tokens.lengths
     width = np.uint16 if prepared.card.recipe.vocab_size <= _MAX_U16 else np.uint32
     ids: NDArray[Any] = prepared.tokens.ids.astype(width, copy=False)
     ends = np.cumsum(lengths, dtype=np.int64)
-    slices = list(_slices(ends, ids.itemsize))
+    most_tokens = min(MAX_TOKENS, (MAX_BODY_BYTES - 4 * MAX_INPUTS) // ids.itemsize)
+    slices = list(_slices(ends, most_tokens))
     fingerprint = prepared.card.fingerprint
     return [
         Job(
@@ -119,18 +142,42 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int) -> list[Jo
             fingerprint=fingerprint,
             lane=prepared.options.lane,
             options=prepared.options.vectors,
+            result_ttl_s=result_ttl_s,
         )
         for index, (first, end) in enumerate(slices)
     ]
 
 
-def _slices(ends: NDArray[np.int64], id_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of inputs that fit one job each, from the running total of their tokens."""
-    most_tokens = min(MAX_TOKENS, (MAX_BODY_BYTES - 4 * MAX_INPUTS) // id_bytes)
+def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int) -> list[Job]:
+    options, lengths = prepared.options, prepared.tokens.lengths
+    slices = list(_slices(np.cumsum(lengths, dtype=np.int64), MAX_BODY_BYTES - 4 * MAX_INPUTS))
+    cut_to = options.truncate_prompt_tokens
+    return [
+        Job(
+            request_id=request_id,
+            index=index,
+            count=len(slices),
+            first_input=first,
+            ttl_ms=ttl_ms,
+            lengths=lengths[first:end],
+            texts=tuple(str(text) for text in prepared.inputs[first:end]),
+            lane=options.lane,
+            options=options.vectors,
+            result_ttl_s=result_ttl_s,
+            long_inputs=LongInputs.ERROR if cut_to is None else LongInputs.TRUNCATE,
+            truncate_to=max(0, cut_to or 0),
+            add_special_tokens=options.add_special_tokens,
+        )
+        for index, (first, end) in enumerate(slices)
+    ]
+
+
+def _slices(ends: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of inputs that fit one job each, from the running total of their tokens, or of their bytes."""
     first = 0
     while first < len(ends):
         before = int(ends[first - 1]) if first else 0
-        fitting = int(np.searchsorted(ends, before + most_tokens, side="right"))
+        fitting = int(np.searchsorted(ends, before + most, side="right"))
         end = max(first + 1, min(fitting, first + MAX_INPUTS))
         yield first, end
         first = end

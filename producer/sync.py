@@ -78,6 +78,22 @@ class SyncProducer:
         finally:
             self._call(slices.aclose())
 
+    def submit(self, inputs: str | Inputs, **options: Any) -> str:
+        """Hand work over without waiting for it; the id of the request, once all of it is stored."""
+        return self._call(self._opened().submit(inputs, **options))
+
+    def result(self, request_id: str, *, timeout_s: float | None = None) -> NDArray[Any]:
+        """The vectors of a submitted request: (inputs, dim)."""
+        return self._call(self._opened().result(request_id, timeout_s=timeout_s))
+
+    def result_tokens(self, request_id: str, *, timeout_s: float | None = None) -> list[NDArray[Any]]:
+        """The vectors of a request submitted with `per_token`: for each input (tokens, dim)."""
+        return self._call(self._opened().result_tokens(request_id, timeout_s=timeout_s))
+
+    def cancel(self, request_id: str) -> None:
+        """Give a submitted request up."""
+        self._call(self._opened().cancel(request_id))
+
     def _opened(self) -> Producer:
         if self._producer is None:
             raise RuntimeError("the producer is not open: use `with SyncProducer(...)`")

@@ -4,6 +4,7 @@
     ├── InvalidInput            the caller can mend the request
     │   └── InputTooLong        an input is longer than the model reads
     ├── ModelNotFound           no such model is served
+    ├── ResultNotFound          no result is kept under this id
     ├── NotServed               the model cannot do what was asked of it
     ├── Overloaded              refused before acceptance, worth a retry later
     ├── Unavailable             no consumer, or no Redis
@@ -46,6 +47,10 @@ class ModelNotFound(EmbedstreamError):
         super().__init__(f"The model `{model}` does not exist.")
         self.model = model
         self.known = known
+
+
+class ResultNotFound(EmbedstreamError):
+    """No result is kept under this id: never submitted, expired, or cancelled."""
 
 
 class NotServed(EmbedstreamError):

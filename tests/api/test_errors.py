@@ -174,7 +174,7 @@ async def test_a_client_that_leaves_while_it_sends_is_no_failure(app: Starlette)
 
     with structlog.testing.capture_logs() as logs:
         await app(scope_of(URL) | {"method": "POST"}, receive, send)
-    assert sent == []
+    assert [message.get("status") for message in sent] == [499, None]  # for logs and metrics: nobody gets it
     assert [(entry["event"], entry["error"], entry["status"]) for entry in logs] == [
-        ("http.request", "ClientDisconnect", 0)
+        ("http.request", "ClientDisconnect", 499)
     ]

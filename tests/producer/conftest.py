@@ -22,6 +22,7 @@ from embedstream.shared.keys import GROUP, Keys
 from embedstream.shared.lanes import LANES
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.results import ROW, ResultPart, Status
+from embedstream.shared.tokenization import TextTokenizer
 
 DIM = 4
 RECIPE = Recipe(16, Pooling.MEAN, normalize=False, dimension=DIM, vocab_size=1000, matryoshka_dims=None)
@@ -32,14 +33,19 @@ def vector(ids: NDArray[Any], dim: int = DIM) -> NDArray[np.float32]:
     return (np.arange(1, dim + 1) * (1 + float(ids.sum() % 977))).astype(np.float32)
 
 
-def answer(job: Job, fingerprint: bytes) -> ResultPart:
+def answer(job: Job, fingerprint: bytes, tokenizer: TextTokenizer | None = None) -> ResultPart:
     """The stub's answer to a job."""
-    assert job.ids is not None
+    lengths, ids = job.lengths, job.ids
+    if job.texts is not None:
+        assert tokenizer is not None
+        tokens = tokenizer.encode(job.texts, add_special_tokens=job.add_special_tokens)
+        lengths, ids = tokens.lengths, tokens.ids
+    assert ids is not None
     rows = np.zeros(job.n_inputs, ROW)
-    rows["tokens"] = job.lengths
-    inputs = np.split(job.ids, np.cumsum(job.lengths)[:-1])
+    rows["tokens"] = lengths
+    inputs = np.split(ids, np.cumsum(lengths)[:-1])
     if job.options.per_token:
-        rows["vectors"] = job.lengths
+        rows["vectors"] = lengths
         vectors = np.stack([vector(one[None]) for ids in inputs for one in ids])
     else:
         rows["vectors"] = 1
@@ -64,6 +70,7 @@ class StubConsumer:
 
     def __init__(self, redis: Redis, reader: Redis, keys: Keys, card: ModelCard) -> None:
         self.redis, self.reader, self.keys, self.card = redis, reader, keys, card
+        self.tokenizer = TextTokenizer(card.tokenizer, card.recipe)
         self.on_job: Callable[[Job, list[ResultPart]], list[ResultPart] | None] = lambda _, parts: parts
         self.seen: list[Job] = []
         self.stopping = False
@@ -86,7 +93,7 @@ class StubConsumer:
     async def serve(self, lane: bytes, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
         job = jobs.decode(fields[b"h"], fields[b"b"])
         self.seen.append(job)
-        if job.fingerprint != self.card.fingerprint:
+        if job.texts is None and job.fingerprint != self.card.fingerprint:
             stale = results.failed(
                 job.request_id,
                 self.card.fingerprint,
@@ -99,12 +106,17 @@ class StubConsumer:
             )
             parts: list[ResultPart] | None = [stale]
         else:
-            parts = self.on_job(job, [answer(job, self.card.fingerprint)])
+            parts = self.on_job(job, [answer(job, self.card.fingerprint, self.tokenizer)])
         if parts is None:  # as if it had died with the job
             return
         async with self.redis.pipeline(transaction=True) as pipe:
             for part in parts:
-                pipe.xadd(fields[b"rt"], {"p": results.frame([part.encode()])}, nomkstream=True)
+                if fields[b"rt"]:
+                    pipe.xadd(fields[b"rt"], {"p": results.frame([part.encode()])}, nomkstream=True)
+                if job.result_ttl_s:
+                    key = self.keys.result(job.request_id)
+                    pipe.hset(key, f"{part.job}:{part.part}", part.encode())
+                    pipe.expire(key, job.result_ttl_s)
             pipe.xack(lane, GROUP, entry_id)
             pipe.xdel(lane, entry_id)
             await pipe.execute()

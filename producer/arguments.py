@@ -1,0 +1,50 @@
+"""What callers of the producer may give, brought into one form."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+
+from embedstream.shared.errors import InvalidInput
+from embedstream.shared.lanes import Lane
+from embedstream.shared.options import VectorOptions, VectorType
+
+from .request import Inputs, Options
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def options_of(
+    *,
+    dimensions: int | None = None,
+    normalize: bool | None = None,
+    dtype: VectorType | str = VectorType.FLOAT32,
+    per_token: bool = False,
+    truncate_prompt_tokens: int | None = None,
+    add_special_tokens: bool = True,
+    lane: Lane | str = Lane.INTERACTIVE,
+    timeout_s: float | None = None,
+) -> Options:
+    """The options of a request, as `Producer.embed` and its like are told them.
+
+    Raises:
+        InvalidInput: there is no such number format or lane.
+    """
+    vectors = VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype"), per_token)
+    return Options(vectors, truncate_prompt_tokens, add_special_tokens, _choice(Lane, lane, "lane"), timeout_s)
+
+
+def listed(inputs: str | Inputs) -> Inputs:
+    """A single text is a list of one, and never a sequence of letters; what can only be iterated is gone through."""
+    if isinstance(inputs, str):
+        return [inputs]
+    return inputs if isinstance(inputs, (list, tuple, np.ndarray)) else list(inputs)  # type: ignore[return-value] # same items
+
+
+def _choice(kind: type[Choice], value: str, param: str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidInput(f"{param} is {value!r}; choose from {', '.join(kind)}.", param=param) from None

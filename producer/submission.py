@@ -1,0 +1,72 @@
+"""Submission: jobs whose result is kept under the request's id, sent until Redis has confirmed every one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from redis.asyncio import Redis
+
+from embedstream.shared.connections import backoff_s, pause
+from embedstream.shared.errors import Unavailable
+from embedstream.shared.keys import Keys
+
+from .admission import Admission
+from .enqueue import Writer
+from .pending import PendingRequest
+
+GIVE_UP_S = 5.0
+"""What Redis has not confirmed by then is left to the caller, who may submit it again under its id."""
+CHECK_S = 0.1
+
+
+class Submission:
+    """A writer of jobs without a reply stream: consumers put their results under the request's id alone.
+
+    Args:
+        redis: client for short commands.
+        keys: of the model.
+        admission: the terms requests are admitted by.
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, admission: Admission) -> None:
+        self._writer = Writer(redis, keys, "", admission, asyncio.Event())
+        self._writer.open()
+
+    def wake(self) -> None:
+        """Let `run` look whether it is to stop."""
+        self._writer.wake()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Send what is submitted, until `stopping` is set."""
+        await self._writer.run(stopping)
+
+    async def store(self, request: PendingRequest, stopping: asyncio.Event) -> None:
+        """Send all jobs of a request; it returns when each is on its lane.
+
+        A call whose outcome is unknown is made once more: a job that is stored twice gives the same result twice.
+
+        Raises:
+            Overloaded: refused; nothing was stored.
+            Unavailable: not confirmed, and perhaps stored in part.
+        """
+        loop = asyncio.get_running_loop()
+        pauses = backoff_s()
+        self._writer.send(request, request.jobs)
+        while request.error is None:
+            unconfirmed = [sent for sent in request.jobs if sent.entry_id is None]
+            if not unconfirmed:
+                return
+            if stopping.is_set():
+                request.fail(Unavailable("The producer was closed."))
+            elif loop.time() - request.started_s >= GIVE_UP_S:
+                request.fail(
+                    Unavailable(
+                        "Redis does not confirm the jobs; submit them again under the same id.", retry_after_s=2.0
+                    )
+                )
+            elif any(sent.queued for sent in unconfirmed):
+                await request.wait_for_news(CHECK_S)
+            else:
+                await pause(next(pauses), stopping)
+                self._writer.send(request, unconfirmed, ask=not request.accepted)
+        raise request.error

@@ -14,8 +14,9 @@ from embedstream.shared.errors import InvalidInput, ModelNotFound, NotServed, St
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.settings import Settings
 
-from . import responses
+from . import deadline, responses
 from .context import context_of
+from .disconnect import unless_hung_up
 from .responses import Envelope, Layout
 from .schemas import EmbeddingRequest, parse
 
@@ -44,23 +45,32 @@ class EmbeddingsEndpoint:
         body = parse(request.headers.get("content-type", ""), await request.body())
         await self._check_model(body.model)
         self._check_limit("inputs", len(body.input), self._settings.max_request_inputs)
-        options = body.options(auto_truncate=self._settings.auto_truncate)
+        timeout_s = deadline.timeout_s(request.headers, self._settings.request_timeout_s)
+        options = replace(body.options(auto_truncate=self._settings.auto_truncate), timeout_s=timeout_s)
         prepared = await self._producer.prepare(body.input, options)
         self._check_limit("tokens", prepared.n_tokens, self._settings.max_request_tokens)
 
         context = context_of(request.scope)
         context.note(inputs=prepared.n_inputs, tokens=prepared.n_tokens, form=body.encoding_format)
-        envelope = Envelope(f"embd-{context.request_id}", int(time.time()), prepared.card.model, prepared.n_tokens)
+        envelope = Envelope(f"embd-{context.request_id}", int(time.time()), prepared.model, prepared.n_tokens)
         layout = Layout.expected(prepared, body.endianness)
         headers = self._metadata_header(request, body, envelope, layout)
-        result = await self._run(prepared)
+        result = await unless_hung_up(request.receive, self._run(prepared))
         response = await _render(body, (envelope, layout), result, headers)
         response.headers.update(responses.timing_headers(result, time.perf_counter() - start))
         return response
 
     async def _check_model(self, name: str) -> None:
         """Refuse a model that is not served here, or not for vectors of whole inputs."""
-        served = self._producer.fleet.served or await self._producer.fleet.live()
+        try:
+            served = self._producer.fleet.served or await self._producer.fleet.live()
+        except Unavailable:
+            names = self._settings.served_names
+            if self._settings.scale_from_zero_s == 0:
+                raise
+            if name and name not in names:  # nobody has announced the model yet; these it will have
+                raise ModelNotFound(name[:_SHOWN_NAME_CHARS], known=names) from None
+            return
         if name and name not in served.names:
             raise ModelNotFound(name[:_SHOWN_NAME_CHARS], known=served.names)
         if served.card.recipe.pooling is Pooling.ALL:

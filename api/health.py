@@ -18,10 +18,12 @@ class Probes:
 
     Args:
         fleet: what is known of Redis and the consumers.
+        scale_from_zero_s: how long requests may wait for the first consumer; 0 for not at all.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, scale_from_zero_s: float = 0.0) -> None:
         self._fleet = fleet
+        self._takes_without_consumers = scale_from_zero_s > 0
 
     async def health(self, request: Request) -> Response:
         """Whether a request would be answered now: a live consumer has the model loaded.
@@ -41,14 +43,14 @@ class Probes:
         return _answer(status="ok")
 
     async def ready(self, request: Request) -> Response:
-        """Whether requests should be sent here: Redis is reachable and a consumer is alive.
+        """Whether requests should be sent here: Redis is reachable, and a consumer is alive or may be waited for.
 
         Raises:
             Unavailable: with the reason.
         """
         del request
         fleet = self._fleet
-        if not fleet.redis_ok or not fleet.consumers:
+        if not fleet.redis_ok or not (fleet.consumers or self._takes_without_consumers):
             raise Unavailable(fleet.trouble or "No consumer is alive.")
         return _answer(status="ok")
 

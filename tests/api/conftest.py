@@ -65,6 +65,7 @@ def announcement(consumer: str = "c1", started_s: int = 1_700_000_000) -> Announ
 
 def vectors_of(prepared: Prepared) -> NDArray[Any]:
     """(inputs, dim): a function of the token ids and the options, rounded as a consumer would round it."""
+    assert prepared.card is not None
     options, recipe = prepared.options.vectors, prepared.card.recipe
     pieces = np.split(prepared.tokens.ids.astype(np.float64), prepared.tokens.offsets[1:-1])
     components = np.arange(1, recipe.dimension + 1)

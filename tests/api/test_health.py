@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
 from tests.api.conftest import StubProducer
+
+from embedstream.api import create_app
+from embedstream.shared.settings import Settings
 
 HEALTH = [("GET", "/health"), ("GET", "/ping"), ("POST", "/ping")]
 
@@ -56,6 +61,17 @@ async def test_not_ready_without_redis(client: httpx2.AsyncClient, producer: Stu
 async def test_not_ready_without_a_consumer(client: httpx2.AsyncClient, producer: StubProducer) -> None:
     producer.fleet.consumers = ()
     assert (await client.get("/ready")).status_code == 503
+
+
+async def test_ready_without_a_consumer_when_requests_may_wait_for_one(
+    producer: StubProducer, connect_to: Callable[[Starlette], httpx2.AsyncClient]
+) -> None:
+    producer.fleet.consumers, producer.fleet.reason = (), "No consumer of `tiny` is alive."
+    async with connect_to(create_app(Settings(scale_from_zero_s=30), producer)) as client:
+        assert (await client.get("/ready")).status_code == 200
+        assert (await client.get("/health")).status_code == 503
+        producer.fleet.redis_ok = False
+        assert (await client.get("/ready")).status_code == 503
 
 
 async def test_version(client: httpx2.AsyncClient) -> None:

@@ -1,23 +1,33 @@
-"""The fleet as a caller sees it: which consumers are alive, which model they serve, and its card."""
+"""The fleet as a caller sees it: which consumers are alive, which model they serve, its card, and its lanes."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from embedstream.shared import metrics
 from embedstream.shared.cards import Announcement, CardCache, ModelCard, ModelEntry
 from embedstream.shared.connections import after_failure, is_refusal, pause
-from embedstream.shared.errors import MalformedMessage, Unavailable
+from embedstream.shared.errors import MalformedMessage, Unavailable, UnfitServer
 from embedstream.shared.keys import Keys, models
+from embedstream.shared.lanes import LANES
 from embedstream.shared.logs import get_logger
+from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
+from .admission import TOTALS_FIELDS, Admission
+
 POLL_S = 0.5
+SAMPLE_S = 0.2
+"""Between two looks at the lanes."""
 _STALE_S = 2.0
+_PATIENCE_S = 2.2
+"""A caller waits no longer than this for an answer of Redis, however many timeouts it takes."""
 _MOST_REMEMBERED = 100
 
 log = get_logger()
@@ -35,6 +45,14 @@ class ServedModel:
     tokenizer: TextTokenizer
 
 
+@dataclass(frozen=True, slots=True)
+class _Lanes:
+    """The lanes of one model, and who wants to know when the server has lost them."""
+
+    admission: Admission
+    watchers: list[asyncio.Event] = field(default_factory=list)
+
+
 class Fleet:
     """Follows the fleet by polling; questions are answered from memory, so a probe never waits for Redis.
 
@@ -44,10 +62,31 @@ class Fleet:
         model: a served name; None for the only model there is.
         cache: where cards are kept on disk.
         where: the URL of Redis as it may be shown, for log lines.
+        scale_from_zero_s: whether requests are taken while no consumer is alive, for so long; 0: they are not.
+        max_wait_s: longest predicted wait that is accepted.
+        max_lane_bytes: most bytes of jobs on one lane; 0 derives it from the server's memory.
     """
 
-    def __init__(self, redis: Redis, prefix: str, model: str | None, cache: CardCache, where: str) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        prefix: str,
+        model: str | None,
+        cache: CardCache,
+        where: str,
+        *,
+        scale_from_zero_s: float = 0.0,
+        max_wait_s: float = 10.0,
+        max_lane_bytes: int = 0,
+    ) -> None:
         self._redis = redis
+        self._takes_without_consumers = scale_from_zero_s > 0
+        self._max_wait_s = max_wait_s
+        self._max_lane_bytes = max_lane_bytes
+        self._maxmemory_bytes = 0
+        self._server_checked = False
+        self._warned: set[str] = set()
+        self._lanes: dict[Keys, _Lanes] = {}  # more than one only after the model on the queue was replaced
         self._where = where
         self._prefix = prefix
         self._model = model
@@ -56,6 +95,9 @@ class Fleet:
         self._trouble: str | None = "Redis has not been asked yet."
         self._unreadable: set[bytes] = set()  # values already complained about
         self._refreshing: asyncio.Task[None] | None = None
+        self._no_consumers = False  # and that is all that is missing
+        self.unannounced = False
+        """Whether no consumer has ever announced the model asked for, or any model where none was asked for."""
         self.redis_ok = False
         self.served: ServedModel | None = None
         self.consumers: tuple[Announcement, ...] = ()
@@ -65,11 +107,30 @@ class Fleet:
         """Why a request would not be answered now, or None."""
         return self._trouble
 
+    def admission(self, keys: Keys, lost_contact: asyncio.Event | None = None) -> Admission:
+        """What requests of a model are admitted by; kept fresh from now on.
+
+        Args:
+            keys: of the model.
+            lost_contact: set whenever the server is seen to have lost what it held.
+        """
+        lanes = self._lanes.get(keys)
+        if lanes is None:
+            lanes = self._lanes[keys] = _Lanes(Admission(self._max_wait_s, self._max_lane_bytes))
+            lanes.admission.maxmemory_bytes = self._maxmemory_bytes
+        if lost_contact is not None:
+            lanes.watchers.append(lost_contact)
+        return lanes.admission
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Poll until `stopping` is set."""
+        loop = asyncio.get_running_loop()
         while not stopping.is_set():
-            await self.refresh()
-            await pause(POLL_S, stopping)
+            if loop.time() - self._checked_s >= POLL_S:
+                await self.refresh()
+            if self.redis_ok:
+                await self._guarded(self._sample())
+            await pause(SAMPLE_S, stopping)
 
     async def refresh(self) -> None:
         """Ask Redis now; a failure is remembered as the trouble. All who ask at one time share one question."""
@@ -78,50 +139,73 @@ class Fleet:
         await asyncio.shield(self._refreshing)  # a caller who gives up must not stop it for the others
 
     async def _ask(self) -> None:
+        await self._guarded(self._refresh())
+        self._checked_s = asyncio.get_running_loop().time()
+
+    async def _guarded(self, asking: Coroutine[Any, Any, None]) -> None:
+        """Ask something of Redis; whatever goes wrong becomes the trouble."""
         try:
-            await self._refresh()
+            await asking
             self.redis_ok = True
+        except UnfitServer as error:
+            self._in_trouble(str(error), "fleet.unfit_server", error)
+            self.redis_ok = self._server_checked = False
         except (RedisError, OSError) as error:
             trouble = f"Redis refuses us: {error}" if is_refusal(error) else "Redis cannot be reached."
-            if trouble != self._trouble:
-                log.warning("fleet.redis_away", redis=self._where, error=repr(error))
-            self.redis_ok = False
-            self._trouble = trouble
+            self._in_trouble(trouble, "fleet.redis_away", error)
+            self.redis_ok = self._server_checked = False  # another server may answer next time
             await after_failure(self._redis, error)
         except Exception as error:  # whatever somebody wrote into these keys must not end the polling
             trouble = f"What consumers announce cannot be read: {error}"
             if trouble != self._trouble:
                 log.exception("fleet.failed")
             self._trouble = trouble
-        self._checked_s = asyncio.get_running_loop().time()
+
+    def _in_trouble(self, trouble: str, event: str, error: Exception) -> None:
+        if trouble != self._trouble:
+            log.warning(event, redis=self._where, error=repr(error))
+        self._trouble = trouble
 
     async def live(self) -> ServedModel:
-        """The model, when somebody serves it now.
+        """The model, when somebody serves it now, or when requests may wait for the first consumer.
 
         Raises:
-            Unavailable: no consumer, no such model, or no Redis.
+            Unavailable: no Redis, no such model, or no consumer; within 2.2 s, whatever Redis does.
         """
         age_s = asyncio.get_running_loop().time() - self._checked_s
         if self._trouble is not None or age_s > _STALE_S:  # good news is worth a question
-            await self.refresh()
-        if self._trouble is not None or self.served is None:
-            raise Unavailable(self._trouble or "No consumer is alive.", retry_after_s=2.0)
-        return self.served
+            asking = asyncio.ensure_future(self.refresh())
+            done, _ = await asyncio.wait({asking}, timeout=_PATIENCE_S)
+            if not done:  # it goes on; only this caller waits no longer
+                raise Unavailable("Redis does not answer.", retry_after_s=2.0)
+        if self.served is not None and (self._trouble is None or self._only_consumers_lack):
+            return self.served
+        raise Unavailable(self._trouble or "No consumer is alive.", retry_after_s=2.0)
+
+    @property
+    def _only_consumers_lack(self) -> bool:
+        """Whether requests may be queued although nobody is there to serve them yet."""
+        return self._takes_without_consumers and self.redis_ok and self._no_consumers
 
     async def _refresh(self) -> None:
+        if not self._server_checked:
+            await self._check_server()
+        self._no_consumers = False
         table: Any = await self._redis.hgetall(models(self._prefix))
         entries = {name.decode(): entry for name, value in table.items() if (entry := self._read(ModelEntry, value))}
         if self._model is None and len({entry.model for entry in entries.values()}) > 1:
             entries = await self._living(entries)  # the table remembers models that nobody serves any more
         entry = self._choose(entries)
+        self.unannounced = entry is None and (self._model is not None or not entries)
         if entry is None:
-            self.consumers = ()
+            self._take_consumers(())
             self._trouble = self._why_none(entries)
             return
         keys = Keys(self._prefix, entry.model)
         members: Any = await self._redis.zrange(keys.live, 0, -1)
         beats: Any = await self._redis.mget([keys.heartbeat(name.decode()) for name in members]) if members else ()
-        self.consumers = tuple(said for beat in beats if beat and (said := self._read(Announcement, beat)))
+        self._take_consumers(tuple(said for beat in beats if beat and (said := self._read(Announcement, beat))))
+        self.admission(keys).tokens_per_s = sum(said.tokens_per_s for said in self.consumers)
         if self.consumers:
             # Not what the table says: its last writer may have gone again, and left an older revision alone.
             entry = max(self.consumers, key=lambda said: (said.started_s, said.consumer)).card
@@ -129,7 +213,38 @@ class Fleet:
         if not await self._follow(keys, names, entry):
             self._trouble = f"The card of `{entry.model}` is not in Redis yet."
             return
+        self._no_consumers = not self.consumers
         self._trouble = None if self.consumers else f"No consumer of `{entry.model}` is alive."
+
+    def _take_consumers(self, consumers: tuple[Announcement, ...]) -> None:
+        self.consumers = consumers
+        metrics.LIVE_CONSUMERS.set(len(consumers))
+
+    async def _check_server(self) -> None:
+        report = await check_server(self._redis)
+        self._server_checked = True
+        self._maxmemory_bytes = report.maxmemory_bytes
+        for lanes in self._lanes.values():
+            lanes.admission.maxmemory_bytes = report.maxmemory_bytes
+        for warning in report.warnings:
+            if warning not in self._warned:
+                log.warning("fleet.server", redis=self._where, warning=warning)
+        self._warned.update(report.warnings)
+
+    async def _sample(self) -> None:
+        """Look at the lanes; length and totals are read at one moment, for they are compared."""
+        for keys, lanes in list(self._lanes.items()):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for lane in LANES:
+                    pipe.xlen(keys.lane(lane))
+                pipe.hmget(keys.totals, TOTALS_FIELDS)
+                pipe.xlen(keys.dead_letters)
+                *waiting, sums, dead_letters = await pipe.execute()
+            metrics.DEAD_LETTERS_KEPT.set(dead_letters)
+            if lanes.admission.observe(waiting, sums):
+                log.warning("fleet.totals_lost", model=keys.model)
+                for lost_contact in lanes.watchers:
+                    lost_contact.set()
 
     async def _living(self, entries: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
         """The entries of models with a live consumer; all of them when none has one."""

@@ -1,7 +1,8 @@
 """The reply reader: one blocking read for all requests of this process.
 
 Consumers write result parts to this process's own stream. Reading resumes after the last entry seen, so a dropped
-connection loses nothing; what was read is trimmed with the next read.
+connection loses nothing; what was read is trimmed with the next read. When the stream is lost, or an older copy of it
+takes its place, reading begins anew: ids of the two cannot be compared.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from embedstream.shared import results
+from embedstream.shared import metrics, results
 from embedstream.shared.connections import BLOCK_MS, Script, after_failure, backoff_s, pause
 from embedstream.shared.errors import MalformedResult
-from embedstream.shared.keys import FIELD_PARTS
+from embedstream.shared.keys import FIELD_PARTS, GROUP, Keys
+from embedstream.shared.lanes import LANES
 from embedstream.shared.logs import get_logger
 
 from .pending import PendingRequest
@@ -34,26 +36,38 @@ class Replies:
     Args:
         redis: client for short commands.
         reader: client of one connection for the blocking reads.
-        stream: key of the reply stream.
+        keys: of the model.
+        instance: names the reply stream among those of the model.
         ttl_s: seconds the stream outlives its reader.
         lost_contact: set when a read failed, for the reconciler.
     """
 
-    def __init__(self, redis: Redis, reader: Redis, stream: str, ttl_s: int, lost_contact: asyncio.Event) -> None:
+    def __init__(
+        self, redis: Redis, reader: Redis, keys: Keys, instance: str, ttl_s: int, lost_contact: asyncio.Event
+    ) -> None:
         self._redis = redis
         self._reader = reader
-        self._stream = stream
+        self._stream = keys.reply(instance)
+        self._lanes = [keys.lane(lane) for lane in LANES]
         self._ttl_ms = ttl_s * 1000
         self._last = b"0"
+        self._renewals = 0  # how often reading has begun anew
         self._lost_contact = lost_contact
         self.requests: dict[bytes, PendingRequest] = {}
 
-    async def keep_alive(self) -> None:
-        """Renew the stream's expiry; create it when it is gone, which loses what consumers wrote meanwhile."""
-        created, newest = await _SCRIPT.run(self._redis, [self._stream], [self._ttl_ms])
-        if created or _order(newest) < _order(self._last):
+    async def keep_alive(self) -> bool:
+        """Renew the stream's expiry; create it, and the lanes, where they are gone.
+
+        Returns:
+            Whether the stream had to be created: then the answers that consumers wrote meanwhile are lost.
+        """
+        seen = self._last
+        created, newest = await _SCRIPT.run(self._redis, [self._stream, *self._lanes], [self._ttl_ms, GROUP])
+        if created or _order(newest) < _order(seen):
             # Gone, or older than what was read: a replica that lagged has taken over. All that is there is news.
             self._last = b"0"
+            self._renewals += 1
+        return bool(created)
 
     async def wake(self) -> None:
         """End the blocking read that is under way, by an entry without parts."""
@@ -78,25 +92,39 @@ class Replies:
                 self._lost_contact.set()
                 await after_failure(self._reader, error)
                 await pause(next(pauses), stopping)
+            except Exception:  # a defect; it must not deafen the process
+                log.exception("replies.failed")
+                await pause(next(pauses), stopping)
 
     async def _read(self, block_ms: int) -> None:
+        renewals = self._renewals
         async with self._reader.pipeline(transaction=False) as pipe:
             pipe.xtrim(self._stream, minid=_following(self._last), approximate=False)
             pipe.xread({self._stream: self._last}, READ_COUNT, block_ms)
             _, reply = await pipe.execute()
-        self._take(reply)
+        self._take(reply, renewals)
 
     async def drain(self) -> None:
-        """Take in everything that is on the stream now, beside the blocking read; parts seen twice do no harm."""
-        while self._take(await self._redis.xread({self._stream: self._last}, READ_COUNT)):
-            pass
+        """Take in everything that is on the stream now, beside the blocking read."""
+        while True:
+            renewals = self._renewals
+            if not self._take(await self._redis.xread({self._stream: self._last}, READ_COUNT), renewals):
+                return
 
-    def _take(self, reply: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]] | Any) -> int:
+    def _take(self, reply: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]] | Any, renewals: int) -> int:
+        """Hand on what a read brought, and tell how many entries.
+
+        Two reads may be under way at one time, and bring the same entries. One that began before the last renewal
+        brings entries of either stream: their parts count, but where reading goes on from is not theirs to say.
+        """
         count = 0
         for _, entries in reply or ():
             for entry_id, fields in entries:
-                self._dispatch(fields.get(FIELD_PARTS, b""))
-                self._last = entry_id
+                current = renewals == self._renewals
+                if not current or _order(entry_id) > _order(self._last):
+                    self._dispatch(fields.get(FIELD_PARTS, b""))
+                if current:
+                    self._last = max(self._last, entry_id, key=_order)
                 count += 1
         return count
 
@@ -111,7 +139,9 @@ class Replies:
                 log.error("replies.malformed", error=str(error), bytes=len(data))
                 continue
             request = self.requests.get(part.request_id)
-            if request is not None:  # else: a duplicate, or its caller has gone
+            if request is None:  # it has ended: a second answer, or its caller has gone
+                metrics.DUPLICATES.inc()
+            else:
                 request.add(part)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any
 
@@ -37,7 +39,12 @@ TRANSIENT: tuple[type[Exception], ...] = (
     exceptions.ExecAbortError,
     OSError,
 )
-_TRANSIENT_WORDS = ("UNBLOCKED", "NOREPLICAS", "MISCONF", "OOM", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY")
+_TRANSIENT_WORDS = {
+    *("UNBLOCKED", "NOREPLICAS", "MISCONF", "OOM", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "READONLY", "TRYAGAIN"),
+    "BUSY",  # somebody's script has run for seconds
+}
+_IN_SCRIPT = re.compile(r"@user_script: ?\d+: -([A-Z]+) ")
+"""Where Redis 6.2 puts the error of a command that failed within a script."""
 
 Arg = bytes | str | int | float
 
@@ -100,7 +107,20 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, TRANSIENT):
         return True
-    return isinstance(error, exceptions.ResponseError) and str(error).startswith(_TRANSIENT_WORDS)
+    return _word(error) in _TRANSIENT_WORDS
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Redis refused to store something because its memory is full; then nothing of it was done."""
+    return isinstance(error, exceptions.OutOfMemoryError) or _word(error) == "OOM"
+
+
+def _word(error: BaseException) -> str:
+    """The word an error reply begins with, or that of the command that failed in a script; "" for other errors."""
+    if not isinstance(error, exceptions.ResponseError):
+        return ""
+    inner = _IN_SCRIPT.search(str(error))
+    return inner[1] if inner else str(error).partition(" ")[0]
 
 
 def is_missing_group(error: BaseException) -> bool:
@@ -109,12 +129,15 @@ def is_missing_group(error: BaseException) -> bool:
 
 
 async def after_failure(client: Redis, error: BaseException) -> None:
-    """Drop a client's connections when the server they lead to has become the wrong one.
+    """Drop a client's idle connections when the server they lead to has become the wrong one, or is silent.
 
     READONLY after a failover is an ordinary error reply, so redis-py would keep the connection to the old primary.
+    After a silent cut each of them would cost a timeout of its own.
     """
-    if isinstance(error, (exceptions.ReadOnlyError, exceptions.MovedError, exceptions.MasterDownError)):
-        await client.connection_pool.disconnect(inuse_connections=False)
+    wrong = (exceptions.ReadOnlyError, exceptions.MovedError, exceptions.MasterDownError, exceptions.TimeoutError)
+    if isinstance(error, wrong) or _word(error) in {"READONLY", "MASTERDOWN"}:
+        with suppress(exceptions.RedisError, OSError):  # they are let go, however that ends
+            await client.connection_pool.disconnect(inuse_connections=False)
 
 
 def backoff_s(first: float = 0.05, last: float = 1.0) -> Iterator[float]:

@@ -253,12 +253,6 @@ class Settings(BaseSettings):
         *_CALLERS,
         ge=0,
     )
-    max_lane_jobs: int = _setting(
-        50_000,
-        "Most jobs waiting or running on one lane; beyond it requests are refused with 429. Bounds Redis memory.",
-        *_CALLERS,
-        ge=1,
-    )
     max_undelivered_bytes: int = _setting(
         256 * _MIB,
         "Most bytes of results that one process may have asked for and not yet read; beyond it requests are refused "

@@ -18,11 +18,17 @@ from embedstream.shared.connections import (
     connect_sync,
     create_group,
     is_missing_group,
+    is_out_of_memory,
     is_transient,
     pause,
 )
 from embedstream.shared.keys import GROUP, Keys
 from embedstream.shared.lanes import Lane
+
+
+def _within_script(reply: str) -> str:
+    """How Redis 6.2 tells the error of a command that failed in a script."""
+    return f"Error running script (call to f_0a1b): @user_script:17: @user_script: 17: -{reply}"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,8 @@ from embedstream.shared.lanes import Lane
         exceptions.ResponseError("UNBLOCKED force unblock from blocking operation"),
         exceptions.ResponseError("NOREPLICAS Not enough good replicas to write"),
         exceptions.ResponseError("MISCONF Errors writing to the AOF file"),
+        exceptions.ResponseError("BUSY Redis is busy running a script."),
+        exceptions.ResponseError(_within_script("READONLY You can't write against a read only replica.")),
         ConnectionRefusedError(),
     ],
     ids=repr,
@@ -53,12 +61,20 @@ def test_transient_errors_are_worth_another_try(error: Exception) -> None:
         exceptions.AuthenticationError("wrong password"),
         exceptions.ResponseError("WRONGTYPE Operation against a key"),
         exceptions.NoPermissionError("NOPERM"),
+        exceptions.ResponseError("BUSYGROUP Consumer Group name already exists"),
+        exceptions.ResponseError(_within_script("WRONGTYPE Operation against a key")),
         ValueError("ours"),
     ],
     ids=repr,
 )
 def test_other_errors_are_not(error: Exception) -> None:
     assert not is_transient(error)
+
+
+def test_full_memory_is_recognised() -> None:
+    assert is_out_of_memory(exceptions.OutOfMemoryError("command not allowed"))
+    assert is_out_of_memory(exceptions.ResponseError(_within_script("OOM command not allowed when used memory")))
+    assert not is_out_of_memory(exceptions.ConnectionError("OOM"))
 
 
 def test_a_missing_group_is_recognised() -> None:
@@ -134,6 +150,12 @@ async def test_connections_to_an_old_primary_are_dropped(redis_url: str) -> None
     first = await client.client_id()
     await after_failure(client, exceptions.ConnectionError("reset"))
     assert await client.client_id() == first
-    await after_failure(client, exceptions.ReadOnlyError("replica"))
-    assert await client.client_id() != first
+    for error in (
+        exceptions.ReadOnlyError("replica"),
+        exceptions.TimeoutError("silent"),
+        exceptions.ResponseError(_within_script("READONLY You can't write against a read only replica.")),
+    ):
+        first = await client.client_id()
+        await after_failure(client, error)
+        assert await client.client_id() != first
     await client.aclose()

@@ -1,0 +1,147 @@
+"""What a caller knows of the fleet, the server and the lanes, and what that means for its requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from embedstream.producer import fleet as fleet_module
+from embedstream.producer.fleet import Fleet
+from embedstream.shared import metrics
+from embedstream.shared.cards import CardCache, ModelCard
+from embedstream.shared.connections import connect
+from embedstream.shared.errors import Unavailable, UnfitServer
+from embedstream.shared.keys import Keys
+from embedstream.shared.lanes import Lane
+from embedstream.shared.server_checks import ServerReport
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def follower(redis: Redis, prefix: str, tmp_path: Path) -> Callable[..., Fleet]:
+    """Makes fleets: `follower(scale_from_zero_s=5)`."""
+    return lambda **options: Fleet(redis, prefix, None, CardCache(tmp_path), "here", **options)
+
+
+async def without_consumers(redis: Redis, keys: Keys) -> None:
+    """All of them are gone; the table of models and the card stay."""
+    names: Any = await redis.zrange(keys.live, 0, -1)
+    for name in names:
+        await redis.delete(keys.heartbeat(name.decode()))
+    await redis.delete(keys.live)
+
+
+async def announce(url: str, stub_consumers: Any, keys: Keys, card: ModelCard) -> None:
+    """A consumer comes and goes."""
+    async with stub_consumers(url, keys) as start:
+        await start(card)
+
+
+async def test_without_consumers_requests_wait_only_where_that_was_asked_for(
+    follower: Any, redis: Redis, redis_url: str, stub_consumers: Any, keys: Keys, card: ModelCard
+) -> None:
+    patient, strict = follower(scale_from_zero_s=5.0), follower()
+    with pytest.raises(Unavailable, match="No consumer has announced a model yet"):
+        await patient.live()  # there is no card yet
+    await announce(redis_url, stub_consumers, keys, card)
+    await without_consumers(redis, keys)
+    assert (await patient.live()).card == card
+    assert patient.trouble == "No consumer of `m` is alive."  # health still says so
+    assert patient.redis_ok
+    assert patient.consumers == ()
+    with pytest.raises(Unavailable, match="No consumer of `m` is alive"):
+        await strict.live()
+
+
+async def test_patience_with_consumers_is_none_with_redis(
+    redis_url: str, stub_consumers: Any, keys: Keys, card: ModelCard, prefix: str, tmp_path: Path
+) -> None:
+    await announce(redis_url, stub_consumers, keys, card)
+    client = connect(redis_url)
+    fleet = Fleet(client, prefix, None, CardCache(tmp_path), "here", scale_from_zero_s=5.0)
+    await fleet.live()
+
+    async def gone() -> None:
+        raise RedisTimeoutError("silent")
+
+    fleet._refresh = gone  # type: ignore[method-assign] # as if Redis were away
+    await fleet.refresh()
+    with pytest.raises(Unavailable, match="Redis cannot be reached"):
+        await fleet.live()
+    await client.aclose()
+
+
+async def test_nobody_waits_longer_than_promised(follower: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "_PATIENCE_S", 0.05)
+    fleet, answer = follower(), asyncio.Event()
+    fleet._refresh = answer.wait
+    with pytest.raises(Unavailable, match="Redis does not answer"):
+        async with asyncio.timeout(20):
+            await fleet.live()
+    answer.set()
+    await fleet.refresh()
+
+
+async def test_an_unfit_server_is_the_trouble(follower: Any, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[Any] = [UnfitServer("It evicts."), ServerReport(maxmemory_bytes=1000, warnings=("No AOF.",))]
+    asked = 0
+
+    async def check(_: Redis) -> ServerReport:
+        nonlocal asked
+        asked += 1
+        report = reports[min(asked - 1, 1)]
+        if isinstance(report, Exception):
+            raise report
+        assert isinstance(report, ServerReport)
+        return report
+
+    monkeypatch.setattr(fleet_module, "check_server", check)
+    fleet = follower()
+    await fleet.refresh()
+    assert fleet.trouble == "It evicts."
+    assert not fleet.redis_ok
+    await fleet.live()  # it was mended
+    await fleet.refresh()
+    assert asked == 2  # not asked at every poll
+    admission = fleet.admission((await fleet.live()).keys)
+    assert admission.lane_limit_bytes(Lane.INTERACTIVE) == 200
+    await fleet._guarded(failing())
+    await fleet.refresh()
+    assert asked == 3  # another server may have answered
+
+
+async def failing() -> None:
+    raise RedisTimeoutError("silent")
+
+
+async def test_the_lanes_are_followed(follower: Any, stub: Any, redis: Redis, keys: Keys) -> None:
+    fleet, lost = follower(), asyncio.Event()
+    await fleet.live()
+    assert metrics.LIVE_CONSUMERS._value.get() == 1
+    admission = fleet.admission(keys, lost)
+    assert fleet.admission(keys) is admission
+    admission.tokens_per_s = 100.0
+    await without_group(redis, keys)
+    await redis.hset(keys.totals, mapping={"b:jobs": 10, "b:tokens": 1000, "b:bytes": 5000})
+    await redis.xadd(keys.dead_letters, {"why": "stub"})
+    await fleet._sample()
+    assert admission.wait_s(Lane.BULK) == 2.0  # two of ten jobs are there
+    assert metrics.DEAD_LETTERS_KEPT._value.get() == 1
+    assert not lost.is_set()
+    await redis.delete(keys.totals)
+    await fleet._sample()
+    assert lost.is_set()
+
+
+async def without_group(redis: Redis, keys: Keys) -> None:
+    """Two bulk jobs that the stub does not take."""
+    await redis.delete(keys.lane(Lane.BULK))
+    for _ in range(2):
+        await redis.xadd(keys.lane(Lane.BULK), {"h": b"h", "b": b"b", "rt": b""})

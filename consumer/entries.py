@@ -119,6 +119,11 @@ class Entry:
         if len(rows):
             self.fail(rows, status, message)
 
+    def cancel(self) -> None:
+        """Give up what is left, for its caller has gone: only its result key is told, if it has one."""
+        self.reply_to = ""
+        self.fail_rest(Status.FAILED, "The request was cancelled by its caller.")
+
     @property
     def result_bytes(self) -> int:
         """Size of the vectors kept."""

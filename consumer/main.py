@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 from redis.exceptions import RedisError
 
 from embedstream.shared import exits, logs
 from embedstream.shared.connections import connect_sync, is_refusal
-from embedstream.shared.errors import ModelLoadError, ServerNotFound
+from embedstream.shared.errors import ModelLoadError, ServerNotFound, UnfitServer
 from embedstream.shared.keys import Keys
 from embedstream.shared.logs import get_logger
 from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
 from .embedder import Embedder
+from .faults import BrokenDevice, Fault, fault_of
 from .model import Model
 from .pace import Pace
 from .service import Served, new_name, serve
@@ -30,7 +32,8 @@ def run(settings: Settings) -> int:
     """Serve `settings.model` from the queue at `settings.redis_url` until SIGTERM or SIGINT.
 
     Returns:
-        The exit code: 0 after a clean stop, 78 when the model cannot be loaded.
+        The exit code: 0 after a clean stop, 78 when the model cannot be loaded or the server would lose jobs, 70 when
+        the device is lost.
     """
     if settings.redis_url is None:
         raise ServerNotFound("A consumer needs --redis-url.")
@@ -45,17 +48,39 @@ def run(settings: Settings) -> int:
         exits.complain(str(error))
         return exits.FINAL
     budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
-    pace = Pace(budget)
-    model.time_batches(budget, pace.observe)
+    budget, pace = _timed(model, budget)
     served = Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)
     try:
         asyncio.run(serve(settings, settings.redis_url, served, consumer))
+    except UnfitServer as error:
+        _leave_reason(settings.redis_url, keys.status(consumer), str(error))
+        exits.complain(str(error))
+        return exits.FINAL
+    except BrokenDevice as error:
+        # Started anew the process has a new context. What was on the device when it broke is tried apart from others.
+        log.critical("consumer.device_lost", reason=str(error))
+        return os.EX_SOFTWARE
     except RedisError as error:
         if not is_refusal(error):
             raise
         exits.complain(f"Redis at {without_password(settings.redis_url)} refuses us: {error}")
         return exits.FINAL
     return exits.OK
+
+
+def _timed(model: Model, budget: int) -> tuple[int, Pace]:
+    """Time batches up to a full one; where the memory does not suffice for that, a full batch is half as large."""
+    while True:
+        pace = Pace(budget)
+        try:
+            model.time_batches(budget, pace.observe)
+        except Exception as error:
+            if fault_of(error) is not Fault.MEMORY or budget == 1:
+                raise
+            log.warning("consumer.budget_lowered", tokens=budget // 2, before=budget)
+            budget //= 2
+        else:
+            return budget, pace
 
 
 def _leave_reason(url: str, key: str, reason: str) -> None:

@@ -8,7 +8,7 @@ after death is the culprit; its neighbours have their vectors by then.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,7 @@ class Suspects:
         leases: books attempts.
         intake: looks into jobs.
         now_ms: the time on Redis's clock.
+        cancelled: ids of abandoned requests.
         most_deaths: consumers that may die with a job on their device before it is given up.
         finish: takes what needs no device.
         lost: takes entries that are not ours any more.
@@ -82,6 +83,7 @@ class Suspects:
         leases: Leases,
         intake: Intake,
         now_ms: Callable[[], float],
+        cancelled: Container[bytes],
         most_deaths: int,
         finish: Finish,
         lost: Callable[[list[RawEntry]], None],
@@ -91,6 +93,7 @@ class Suspects:
         self._leases = leases
         self._intake = intake
         self._now_ms = now_ms
+        self._cancelled = cancelled
         self._most_deaths = most_deaths
         self._finish = finish
         self._lost = lost
@@ -187,6 +190,8 @@ class Suspects:
 
     async def _entry(self, raw: RawEntry) -> Entry | None:
         taken = await self._intake.accept(raw, self._now_ms())
+        if isinstance(taken, Entry) and taken.job.request_id in self._cancelled:
+            taken.cancel()
         if isinstance(taken, Refused) or taken.done:
             await self._finish(taken)
             return None

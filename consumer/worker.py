@@ -22,6 +22,7 @@ from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.logs import get_logger
 from embedstream.shared.results import Status
+from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
 from .batching import Dropped, MicroBatch, RowQueue
@@ -46,8 +47,6 @@ ON_LOOP_ROWS = 256
 ON_LOOP_BYTES = 256 * 1024
 
 SHORT_BLOCK_MS = 20
-MOST_RELEASED = 256
-"""Entries without suspicion that are taken over in one look: about a batch."""
 
 log = get_logger()
 
@@ -146,6 +145,7 @@ class Worker:
             self._leases,
             self._intake,
             heartbeat.redis_now_ms,
+            self._notices.cancelled,
             limits.max_consumer_deaths,
             self._settle,
             self._hand.give,
@@ -175,6 +175,7 @@ class Worker:
         """Join the group, work until `stop`, then finish what has been begun.
 
         Raises:
+            UnfitServer: the server would lose jobs.
             BrokenDevice: nothing more can be computed here; what was on the device stays on its lane.
         """
         if not await self._join():
@@ -281,6 +282,7 @@ class Worker:
             if self._stop.is_set():
                 return False
             try:
+                await self._check_server()
                 await self._reader.prepare()
                 await asyncio.to_thread(self._heartbeat.start)
             except (RedisError, OSError) as error:
@@ -291,6 +293,16 @@ class Worker:
             else:
                 break
         return True
+
+    async def _check_server(self) -> None:
+        """Refuse a server that would lose jobs, and say what is not as it should be.
+
+        Raises:
+            UnfitServer: restarting is no help.
+        """
+        report = await check_server(self._clients.commands)
+        for warning in report.warnings:
+            log.warning("server.warning", server=report.server, warning=warning)
 
     async def _work(self, device: DeviceThread, before_the_end: list[asyncio.Task[None]]) -> None:
         while not self._stop.is_set():
@@ -372,17 +384,18 @@ class Worker:
         """Look for work that nobody does: at once, then again and again, and whenever somebody gives some back."""
         while not self._stop.is_set():
             self._notices.released.clear()
+            room, found = self._suspects.room, []
             try:
-                found = [] if self._hung else await self._leases.astray()
+                if not self._hung:
+                    await self._take_in(await self._leases.astray())
                 # Heartbeats that Redis could not take have expired: whoever took over at once would steal live work.
                 if not self._hung and self._heartbeat.is_steady():
-                    found += await self._leases.abandoned(min(MOST_RELEASED, self._suspects.room))
+                    found = await self._leases.abandoned(room)
             except (RedisError, OSError) as error:
                 log.warning("leases.failed", error=repr(error))
                 await after_failure(self._clients.commands, error)
-                found = []
             await self._take_in(found)
-            if len(found) < self._suspects.room:  # else there is more, and room for it
+            if not found or len(found) < room:  # else there may be more
                 await pause(self._limits.lease_check_s * random.uniform(0.75, 1.25), self._notices.released)  # noqa: S311
 
     async def _take_in(self, raw_entries: Sequence[RawEntry]) -> None:
@@ -464,8 +477,7 @@ class Worker:
             if reason is Dropped.EXPIRED:
                 entry.fail_rest(Status.EXPIRED, f"The job waited longer than its {entry.job.ttl_ms} ms.")
             else:
-                entry.reply_to = ""
-                entry.fail_rest(Status.FAILED, "The request was cancelled by its caller.")
+                entry.cancel()
             await self._publisher.put(answer_of(entry, self._fingerprint))
         log.debug("worker.dropped", jobs=len(dropped))
 

@@ -99,6 +99,12 @@ def test_the_producer_example_finds_the_server(serving: Any) -> None:
     assert out.count("are done") == 5
 
 
+def test_the_submit_example_finds_the_server(serving: Any) -> None:
+    out = run(sys.executable, "examples/submit.py")
+    assert re.search(r"^submitted: [0-9a-f]{32}$", out, re.MULTILINE)
+    assert "later: (300, 384) float32" in out
+
+
 def test_the_readme_snippets_run(serving: Any) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) == 2

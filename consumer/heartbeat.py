@@ -117,8 +117,7 @@ class Heartbeat:
             try:
                 self._beat()
                 if beat % _NAMES_EVERY == 0:
-                    for name, entry in self._table.items():
-                        self._redis.hsetnx(models(self._keys.prefix), name, entry)
+                    self._fill_in_names()
             except (RedisError, OSError) as error:
                 self._steady_since_s = time.monotonic()
                 log.warning("heartbeat.failed", error=repr(error))
@@ -163,8 +162,13 @@ class Heartbeat:
         self._beat_at_s = after_ms / 1000
         if after_ms - before_ms < _SLOW_BEAT_MS or self._offset_ms is None:
             self._offset_ms = now_ms - (before_ms + after_ms) / 2
-        if not card_there:
+        if not card_there:  # Redis has lost everything, most likely
             self._publish_card()
+            self._fill_in_names()
+
+    def _fill_in_names(self) -> None:
+        for name, entry in self._table.items():
+            self._redis.hsetnx(models(self._keys.prefix), name, entry)
 
     def _publish_card(self) -> None:
         # The first piece goes last: where it is, the whole card is.

@@ -16,7 +16,8 @@ from embedstream.shared.settings import Settings
 from .embeddings import EmbeddingsEndpoint
 from .errors import ErrorBodies, pass_on
 from .health import Probes, version
-from .middleware import AccessLog, BodyLimit, Keys, RequestId
+from .metrics import MetricsEndpoint
+from .middleware import METRICS_PATH, AccessLog, BodyLimit, Keys, RequestId
 from .models import Models
 
 
@@ -31,29 +32,35 @@ def create_app(settings: Settings, producer: Producer | None = None) -> Starlett
         ServerNotFound: no Redis URL is set, and none or several servers are running on this machine.
     """
     producer = producer or Producer(settings.redis_url, model=settings.chosen_model, settings=settings)
-    embeddings, models, probes = EmbeddingsEndpoint(producer, settings), Models(producer.fleet), Probes(producer.fleet)
+    embeddings, models, probes = (
+        EmbeddingsEndpoint(producer, settings),
+        Models(producer.fleet),
+        Probes(producer.fleet, settings.scale_from_zero_s),
+    )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with producer:
             yield
 
+    routes = [
+        Route("/v1/embeddings", embeddings.create, methods=["POST"]),
+        Route("/v1/models", models.list_all),
+        Route("/v1/models/{name:path}", models.retrieve),
+        Route("/health", probes.health),
+        Route("/ping", probes.health, methods=["GET", "POST"]),
+        Route("/livez", probes.live),
+        Route("/ready", probes.ready),
+        Route("/version", version),
+        Route(METRICS_PATH, MetricsEndpoint().show),
+    ]
     app = Starlette(
-        routes=[
-            Route("/v1/embeddings", embeddings.create, methods=["POST"]),
-            Route("/v1/models", models.list_all),
-            Route("/v1/models/{name:path}", models.retrieve),
-            Route("/health", probes.health),
-            Route("/ping", probes.health, methods=["GET", "POST"]),
-            Route("/livez", probes.live),
-            Route("/ready", probes.ready),
-            Route("/version", version),
-        ],
+        routes=routes,
         middleware=[  # outermost first
             Middleware(RequestId),
-            Middleware(AccessLog),
+            Middleware(AccessLog, routes),
             Middleware(ErrorBodies),
-            Middleware(Keys, settings.api_key),
+            Middleware(Keys, settings.api_key, metrics_open=settings.metrics_open),
             Middleware(BodyLimit, settings.payload_limit),
         ],
         exception_handlers={HTTPException: pass_on},

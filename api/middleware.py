@@ -11,8 +11,10 @@ from hashlib import sha256
 
 import structlog
 from starlette.datastructures import Headers
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embedstream.shared import metrics
 from embedstream.shared.logs import get_logger
 
 from .context import Context, attach, context_of
@@ -20,6 +22,10 @@ from .errors import PayloadTooLargeError, UnauthorizedError
 
 OPEN_PATHS = frozenset({"/health", "/livez", "/ready", "/ping", "/version"})
 """Probes and the version: they need no key, and their calls are logged only at level debug."""
+METRICS_PATH = "/metrics"
+"""As quiet as the probes; it needs a key unless `--metrics-open` is set."""
+
+_QUIET_PATHS = OPEN_PATHS | {METRICS_PATH}
 
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")  # visible ASCII: safe in a header, in JSON and in a log line
 _LOGGED_PATH_CHARS = 200
@@ -56,10 +62,18 @@ class RequestId:
 
 
 class AccessLog:
-    """One line for each request: method, path without its query, status, size, time, and what endpoints noted."""
+    """One line for each request: method, path without its query, status, size, time, and what endpoints noted.
 
-    def __init__(self, app: ASGIApp) -> None:
+    It counts them too, by the route's template and not by the path: those who try paths must not make new metrics.
+
+    Args:
+        app: what answers.
+        routes: of the application.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
         self.app = app
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the line once the response is sent, or was given up."""
@@ -79,16 +93,24 @@ class AccessLog:
             await self.app(scope, receive, watch)
         finally:
             # A probe that finds no consumer yet is no news: whoever waits for the model asks twice a second.
-            write = log.debug if scope["path"] in OPEN_PATHS else log.warning if status >= 500 else log.info
+            write = log.debug if scope["path"] in _QUIET_PATHS else log.warning if status >= 500 else log.info
+            elapsed_s = time.perf_counter() - start
+            template = self._template_of(scope["path"])
+            metrics.HTTP_REQUESTS.labels(template, status).inc()
+            metrics.HTTP_SECONDS.labels(template).observe(elapsed_s)
             write(
                 "http.request",
                 method=scope["method"],
                 path=scope["path"][:_LOGGED_PATH_CHARS],
                 status=status,  # 0: no answer was sent
                 bytes=sent,
-                duration_ms=round((time.perf_counter() - start) * 1000, 1),
+                duration_ms=round(elapsed_s * 1000, 1),
                 **context_of(scope).notes,
             )
+
+    def _template_of(self, path: str) -> str:
+        """The route a path belongs to, also when the request was refused before it was routed."""
+        return next((route.path_format for route in self._routes if route.path_regex.match(path)), "other")
 
 
 class Keys:
@@ -97,10 +119,12 @@ class Keys:
     Args:
         app: what it guards.
         keys: legal keys. Only their SHA-256 is kept in memory.
+        metrics_open: whether the metrics need none.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], *, metrics_open: bool = False) -> None:
         self.app = app
+        self._open_paths = _QUIET_PATHS if metrics_open else OPEN_PATHS
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,7 +135,7 @@ class Keys:
 
     def _allows(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in self._open_paths:
             return True
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:  # browsers send no key here
             return True

@@ -31,6 +31,7 @@ from .children import Child, ending_of
 from .embedded import EmbeddedServer
 from .limits import available_cores
 from .listener import bind, reachable_host, url_of
+from .metrics_folder import MetricsFolder
 from .readiness import Readiness
 from .signals import Signals
 from .spawn import spawn
@@ -90,6 +91,7 @@ class Supervisor:
         self._valkey_child: Child | None = None
         self._consumers: list[Child] = []
         self._apis: list[Child] = []
+        self._metrics: MetricsFolder | None = None
         self._run_path: Path | None = None
         self._readiness: Readiness | None = None
 
@@ -99,21 +101,29 @@ class Supervisor:
             log.info("serve.leftover_removed", path=str(left))
         if self._settings.redis_url and self._settings.data_dir:
             log.warning("serve.data_dir_unused", reason="the queue is at --redis-url")
+        if self._settings.metrics_port is not None:
+            log.warning("serve.metrics_port_unused", reason="the API's /metrics shows all processes")
         redis_url = self._redis_url = self._settings.redis_url or self._start_valkey()
         if self._signals.stopping:
             return
         self._run_path = runfile.write(self._run_file(redis_url))
         log.info("model.loading", model=self._settings.model, consumers=self._settings.consumers)
         environment = without_settings(os.environ) | environment_of(
-            self._settings, redis_url=redis_url, port=self._port
+            self._settings,
+            redis_url=redis_url,
+            port=self._port,
+            metrics_port=None,  # several consumers cannot share it
         )
+        self._metrics = metrics = MetricsFolder()
+        consumers = [f"consumer {number}" for number in range(1, self._settings.consumers + 1)]
+        apis = [f"api {number}" for number in range(1, self._settings.api_workers + 1)]
+        cores = self._share_of_cores()
         self._consumers = [
-            Child(f"consumer {number}", partial(self._launch, Role.CONSUMER, environment | self._share_of_cores()))
-            for number in range(1, self._settings.consumers + 1)
+            Child(name, partial(self._launch, Role.CONSUMER, environment | cores | metrics.variables_of(name)))
+            for name in consumers
         ]
         self._apis = [
-            Child(f"api {number}", partial(self._launch, Role.API, environment))
-            for number in range(1, self._settings.api_workers + 1)
+            Child(name, partial(self._launch, Role.API, environment | metrics.variables_of(name))) for name in apis
         ]
         for child in [*self._consumers, *self._apis]:
             child.start()
@@ -134,13 +144,15 @@ class Supervisor:
         return exits.OK
 
     def stop(self) -> None:
-        """Stop API, consumers, Valkey, in this order, and remove the run file and the private folder."""
+        """Stop API, consumers, Valkey, in this order, and remove the run file and the private folders."""
         log.info("serve.stopping")
         self._listener.close()  # or new clients would wait in its queue for nobody
         if self._readiness is not None:
             self._readiness.close()
         self._stop_tier(self._apis)
         self._stop_tier(self._consumers)
+        if self._metrics is not None:
+            self._metrics.remove()
         if self._run_path is not None:
             self._run_path.unlink(missing_ok=True)
         if self._valkey_child is not None:
@@ -181,7 +193,7 @@ class Supervisor:
         )
 
     def _share_of_cores(self) -> dict[str, str]:
-        threads = self._settings.threads or max(1, available_cores() // self._settings.consumers)
+        threads = self._settings.threads or max(1, available_cores() // max(1, self._settings.consumers))
         return {variable_of("threads"): str(threads), "OMP_NUM_THREADS": str(threads)}
 
     def _children(self) -> list[Child]:
@@ -191,6 +203,8 @@ class Supervisor:
         code = child.reap()
         if code is not None:
             self._tell_end(child, code)
+            if self._metrics is not None:
+                self._metrics.ended(child.name)
         if child.is_due:
             try:
                 child.start()

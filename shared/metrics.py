@@ -7,10 +7,21 @@ must be set before.
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from .metric_files import AllProcesses, shared_folder, take_name
+
+take_name()
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+# The HTTP tier
+HTTP_REQUESTS = Counter("embedstream_http_requests", "HTTP requests, by route and status.", ["path", "status"])
+"""Paths: the routes' templates, and `other` for all that are none. Status 0: the client left before an answer."""
+HTTP_SECONDS = Histogram(
+    "embedstream_http_seconds", "From an HTTP request's head to the end of its answer.", ["path"], buckets=_SECONDS
+)
 
 # Callers: API processes and producers
 REQUESTS = Counter("embedstream_requests", "Requests given to the queue, by how they ended.", ["lane", "outcome"])
@@ -63,3 +74,13 @@ DEAD_LETTERS = Counter("embedstream_dead_letters", "Jobs given up and kept as de
 DEVICE_SECONDS = Counter("embedstream_device_seconds", "What the device's thread did with its time.", ["state"])
 """States: busy, no_work (empty lanes), undelivered (Redis takes no results), apart (setting a suspect aside)."""
 WATCHDOG_TRIPS = Counter("embedstream_watchdog_trips", "Batches that counted as hung.")
+
+
+def registry() -> CollectorRegistry:
+    """What a scrape of this process shows: the sum of all processes that share a folder, else this one's numbers."""
+    folder = shared_folder()
+    if folder is None:
+        return REGISTRY
+    summed = CollectorRegistry()
+    summed.register(AllProcesses(folder))
+    return summed

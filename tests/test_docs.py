@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from prometheus_client.metrics import MetricWrapperBase
+
 from embedstream.api.errors import TABLE
 from embedstream.api.schemas import EmbeddingRequest
+from embedstream.shared import metrics
 from embedstream.shared.settings import Role, Settings, flag_of, roles_of, variable_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +54,18 @@ def test_the_http_page_lists_every_field_and_every_error() -> None:
     assert "`use_activation` is the same" in page
     rows = {(int(status), kind) for status, kind in re.findall(r"^\| (\d{3}) \| `([\w ]+)` \|", page, re.MULTILINE)}
     assert rows == {(row.status, row.type) for row in TABLE.values()} | {(405, "MethodNotAllowedError")}
+
+
+def test_the_metrics_page_lists_every_metric() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) ?\| \S.* \|.*\|$", page, re.MULTILINE)
+    expected = []
+    for metric in vars(metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            expected.append((name, family.type, ", ".join(f"`{label}`" for label in metric._labelnames)))
+    assert rows == expected
 
 
 def test_every_setting_is_read_by_some_command() -> None:

@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+_KEPT = ("EMBEDSTREAM_", "OMP_", "PROMETHEUS_")
+
 
 def main() -> None:
     role = sys.argv[1]
@@ -23,11 +25,15 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda *_: note_end(folder, role))
-    given = {name: value for name, value in os.environ.items() if name.startswith(("EMBEDSTREAM_", "OMP_"))}
+    given = {name: value for name, value in os.environ.items() if name.startswith(_KEPT)}
+    # What the metrics library would leave: a live gauge.
+    gauge = f"gauge_livesum_{os.environ['PROMETHEUS_MULTIPROC_PROCESS']}.db"
+    (Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]) / gauge).touch()
     draft = folder / f".{os.getpid()}"
     draft.write_text(json.dumps(given))
     draft.rename(folder / f"{role}.{os.getpid()}")
-    if role in os.environ.get("FAKE_FINAL", ""):
+    spared = os.environ["PROMETHEUS_MULTIPROC_PROCESS"] == os.environ.get("FAKE_SPARED")
+    if role in os.environ.get("FAKE_FINAL", "") and not spared:
         sys.stderr.write(f"the {role} has its reason\n")
         sys.exit(78)
     if role == "api":

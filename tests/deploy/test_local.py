@@ -86,6 +86,13 @@ class Serve:
     def run(self) -> runfile.RunFile:
         return runfile.the_only_live()
 
+    def given(self, role: str) -> list[dict[str, str]]:
+        """The environments of the processes of a role that run now."""
+        found: list[dict[str, str]] = [
+            json.loads((self.fakes / f"{role}.{pid}").read_text()) for pid in self.pids(role)
+        ]
+        return found
+
     def everybody(self) -> list[Identity]:
         pids = [*self.pids("api"), *self.pids("consumer")]
         return [self.valkey(), *(identity for pid in pids if (identity := identity_of(pid)))]
@@ -212,12 +219,12 @@ def test_after_a_sigkill_no_child_lives_and_the_next_start_sweeps(start: Starter
     serve.process.wait(DEADLINE_S)
     wait_for(lambda: not any(process.is_alive for process in everybody), "the end of all children")
     old = set(serve.leftovers())
-    assert len(old) == 2  # the run file and the private folder
+    assert len(old) == 3  # the run file and the private folders of Valkey and of the metrics
     assert runfile.find_live() == []
     again = start()
     again.read_ready_block()
     assert not old & set(again.leftovers())
-    assert len(again.leftovers()) == 2
+    assert len(again.leftovers()) == 3
 
 
 def test_a_child_that_does_not_stop_is_killed(start: Starter) -> None:
@@ -270,6 +277,44 @@ def test_a_dying_child_is_started_again(start: Starter, role: str) -> None:
         os.kill(victim, signal.SIGKILL)
         wait_for(lambda: len(serve.pids(role)) == 2 and victim not in serve.pids(role), "a new process")  # noqa: B023
     assert "killed by SIGKILL" in serve.errors
+
+
+def test_all_children_share_a_metrics_folder_and_each_has_a_name_in_it(start: Starter) -> None:
+    serve = start("--redis-url", "unix:///of/somebody/else", PROMETHEUS_MULTIPROC_DIR="/of/the/user")
+    serve.read_ready_block()
+    wait_for(lambda: len(serve.pids("api") + serve.pids("consumer")) == 4, "all processes")
+    given = serve.given("api") + serve.given("consumer")
+    (folder,) = {Path(environment["PROMETHEUS_MULTIPROC_DIR"]) for environment in given}
+    assert folder in serve.leftovers()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    names = {"api-1", "api-2", "consumer-1", "consumer-2"}
+    assert {environment["PROMETHEUS_MULTIPROC_PROCESS"] for environment in given} == names
+    assert {path.name for path in folder.iterdir()} == {f"gauge_livesum_{name}.db" for name in names}
+    serve.process.terminate()
+    assert serve.process.wait(DEADLINE_S) == 0
+    assert serve.leftovers() == []
+
+
+def test_the_live_gauges_of_a_dead_child_go_and_its_name_stays(start: Starter) -> None:
+    serve = start(FAKE_FINAL="api", FAKE_SPARED="api-1")
+    wait_for(lambda: "process.cannot_run" in serve.errors, "the end of the other API process")
+    serve.read_ready_block()
+    (given,) = serve.given("api")
+    assert given["PROMETHEUS_MULTIPROC_PROCESS"] == "api-1"
+    folder = Path(given["PROMETHEUS_MULTIPROC_DIR"])
+    wait_for(lambda: not (folder / "gauge_livesum_api-2.db").exists(), "the end of its gauges")
+    assert (folder / "gauge_livesum_api-1.db").exists()
+    os.kill(serve.pids("api")[0], signal.SIGKILL)
+    wait_for(lambda: len(serve.given("api")) == 1, "a new process")
+    assert serve.given("api") == [given]
+
+
+def test_consumers_of_a_serve_get_no_metrics_port(start: Starter) -> None:
+    serve = start(EMBEDSTREAM_METRICS_PORT="9100")
+    serve.read_ready_block()
+    wait_for(lambda: len(serve.pids("consumer")) == 2, "both processes")
+    assert not any("EMBEDSTREAM_METRICS_PORT" in environment for environment in serve.given("consumer"))
+    assert "serve.metrics_port_unused" in serve.errors
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -328,7 +373,7 @@ def test_two_serves_on_one_data_folder(start: Starter, home: Path) -> None:
     assert second.process.wait(DEADLINE_S) == 69
     assert "in use by another `embedstream serve`" in second.errors
     assert first.process.poll() is None
-    assert len(first.leftovers()) == 2  # those of the first
+    assert len(first.leftovers()) == 3  # those of the first
 
 
 def test_a_redis_of_somebody_else_is_used_and_left_alone(start: Starter) -> None:

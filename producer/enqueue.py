@@ -98,6 +98,8 @@ class Writer:
         self._work = asyncio.Event()
         self._is_open = False
         self._lost_contact = lost_contact
+        self.answered_s = float("-inf")
+        """When the last call began that Redis has answered, on the event loop's clock."""
 
     def send(self, request: PendingRequest, jobs: Sequence[SentJob], *, ask: bool = True) -> None:
         """Queue jobs for the next calls; with `ask` the first of them asks for admission of the whole request."""
@@ -152,6 +154,7 @@ class Writer:
         for group in groups:
             args += self._head(group)
             args += group.args
+        asked_s = asyncio.get_running_loop().time()
         try:
             outcomes = await _SCRIPT.run(self._redis, self._keys, args)
         except (RedisError, OSError) as error:
@@ -160,6 +163,7 @@ class Writer:
             log.exception("enqueue.failed")
             self._lost_contact.set()
         else:
+            self.answered_s = asked_s
             for group, outcome in zip(groups, outcomes, strict=True):
                 self._settle(group, outcome)
         finally:

@@ -31,7 +31,7 @@ LEAST_PERIOD_S = 0.1
 GIVE_UP_S = 2.1
 """A request that was not accepted within this time fails when Redis is silent."""
 SILENT_S = 1.5
-"""Redis is silent when the last look that it answered began as long ago; while all is well one begins every second."""
+"""Redis is silent when the last look or call that it answered began as long ago; a look begins every second."""
 WATCH_S = 0.1
 IDS_A_CALL = 1000
 BYTES_A_CALL = 8 * 1024 * 1024
@@ -104,7 +104,8 @@ class Reconciler:
         while not stopping.is_set():
             await pause(WATCH_S, stopping)
             now, before, looked_s = loop.time(), looked_s, loop.time()
-            if now - self._answered_s < SILENT_S or now - before > 3 * WATCH_S:
+            silent_s = now - max(self._answered_s, self._writer.answered_s)
+            if silent_s < SILENT_S or now - before > 3 * WATCH_S:
                 continue  # Redis answers; or this process stood still, and has not read what it answered
             for request in list(self._replies.requests.values()):
                 if not request.accepted and now - request.started_s >= GIVE_UP_S:

@@ -377,6 +377,17 @@ async def test_only_what_is_on_neither_side_is_sent_again(session: Session) -> N
     assert not any(group.ask for group in session.writer._waiting)
 
 
+async def test_a_lost_reply_stream_makes_it_look_at_once(session: Session) -> None:
+    request = session.request()
+    await session.store(request)
+    await session.redis.delete(session.keys.lane(Lane.INTERACTIVE))
+    await session.reconciler._look(at_once=False)
+    assert session.queued == 0  # it is too young to be looked for
+    await session.redis.delete(session.stream)
+    await session.reconciler._look(at_once=False)
+    assert session.queued == 1
+
+
 async def test_the_nearest_deadline_is_sent_first(session: Session) -> None:
     late, soon = session.request(), session.request()
     soon.deadline_s -= 30
@@ -456,8 +467,16 @@ async def test_only_what_was_never_accepted_is_given_up(session: Session, monkey
     monkeypatch.setattr(reconcile, "WATCH_S", 0.02)
     accepted, new, old = session.request(age_s=10), session.request(), session.request(age_s=10)
     accepted.accepted = True
+    await session.reconciler._look(at_once=False)
     stopping = asyncio.Event()
     watching = asyncio.create_task(session.reconciler.watch(stopping))
+    await asyncio.sleep(0.1)
+    assert old.error is None  # Redis has just answered: the request only waits for its turn
+    session.reconciler._answered_s -= 10
+    session.writer.answered_s = asyncio.get_running_loop().time()
+    await asyncio.sleep(0.1)
+    assert old.error is None
+    session.writer.answered_s -= 10
 
     async def given_up() -> bool:
         return old.error is not None

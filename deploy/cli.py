@@ -10,6 +10,8 @@ import typer
 from embedstream.shared import flags, runfile
 from embedstream.shared.settings import Role, Settings
 
+from . import dead_letters
+
 app = flags.new_app(
     "A streaming, queue-driven embedding server. `embedstream serve` starts everything on this machine. Flags are "
     "environment variables too: `--redis-url` is EMBEDSTREAM_REDIS_URL."
@@ -88,3 +90,4 @@ def embed(
 
 for _role, _function in ((Role.SERVE, serve), (Role.API, api), (Role.CONSUMER, consumer), (Role.EMBED, embed)):
     app.command(_role.value)(flags.command_of(_role, _function))
+app.add_typer(dead_letters.app, name="dead-letters")

@@ -128,11 +128,18 @@ async def test_what_is_answered_or_refused_needs_no_notice(
     assert not await redis.exists(keys.notices)
 
 
-async def test_closing_calls_all_off(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
-    waiting = [asyncio.create_task(producer.embed([[number]])) for number in range(1, 11)]
-    await queued(redis, keys, 10)
-    await producer.close()
+async def test_closing_calls_all_off(
+    settings: Settings, stub: Any, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def idle(_: Notices, stopping: asyncio.Event) -> None:  # it ends before the requests do
+        await stopping.wait()
+
+    monkeypatch.setattr(Notices, "run", idle)
+    async with Producer(settings=settings) as producer:
+        await producer.embed("warm")
+        await pause(stub)
+        waiting = [asyncio.create_task(producer.embed([[number]])) for number in range(1, 11)]
+        await queued(redis, keys, 10)
     for task in waiting:
         with pytest.raises(Unavailable, match="closed"):
             await task

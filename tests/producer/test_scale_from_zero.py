@@ -87,12 +87,22 @@ async def test_it_is_told_when_none_has_come(settings: Settings, redis: Redis, k
     assert [fields[FIELD_CANCELLED] for _, fields in entries] == [fields[b"h"][4:20] for _, fields in lane]
 
 
-async def test_a_consumer_that_was_there_is_given_until_the_deadline(settings: Settings, stub: Any) -> None:
-    async with Producer(settings=settings.model_copy(update={"scale_from_zero_s": 0.01})) as producer:
-        await producer.embed("warm")
-        stub.on_job = lambda *_: None  # as if it had died with the job
+async def test_a_consumer_that_was_there_is_given_until_the_deadline(
+    settings: Settings, redis_url: str, keys: Keys, card: ModelCard, stub_consumers: Any
+) -> None:
+    settings = settings.model_copy(update={"scale_from_zero_s": 0.01})
+    async with Producer(settings=settings) as producer:
+        async with stub_consumers(redis_url, keys) as start:
+            stub = await start(card)
+            stub.on_job = lambda *_: None  # it dies with the job
+            waiting = asyncio.create_task(producer.embed("a", timeout_s=3))
+            async with asyncio.timeout(20):
+                while not stub.seen:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)  # so long that its being there was noticed
         with pytest.raises(ResultTimeout):
-            await producer.embed("a", timeout_s=1)
+            await waiting
+        assert not producer.fleet.consumers
 
 
 async def test_without_the_setting_it_is_refused_at_once(settings: Settings, redis: Redis, keys: Keys) -> None:

@@ -4,14 +4,15 @@
 -- ARGV[1]  string  the group
 -- ARGV[2]  string  the consumer that asks
 -- ARGV[3…] string  entry ids
--- Returns for each entry that is still ours: id, delivery count (unchanged), its fields.
+-- Returns for each entry that is still ours: id, delivery count, its fields. The count is unchanged but for 0: an entry
+-- that we gave back and nobody took is ours again, and may be our end.
 local lane, group, me = KEYS[1], ARGV[1], ARGV[2]
 local taken = {}
 for place = 3, #ARGV do
   local id = ARGV[place]
   local pending = redis.call('XPENDING', lane, group, id, id, 1, me)
   if pending[1] then
-    local count = tonumber(pending[1][4])
+    local count = math.max(1, tonumber(pending[1][4]))
     local claimed = redis.call('XCLAIM', lane, group, me, 0, id, 'RETRYCOUNT', count)
     if claimed[1] and claimed[1][2] then
       taken[#taken + 1] = {id, count, claimed[1][2]}

@@ -155,6 +155,7 @@ class Worker:
         self._news: asyncio.Queue[News] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._hung = False
+        self._giving_back: asyncio.Task[None] | None = None  # a task nobody refers to may be collected while it runs
         self._device: DeviceThread | None = None
 
     def stop(self) -> None:
@@ -166,7 +167,7 @@ class Worker:
     def watchdog_says(self, state: State) -> None:
         """The watchdog has changed its mind; call it on the event loop."""
         self._hung = state is not State.MOVING
-        log.log(30 if self._hung else 20, "worker.watchdog", state=state.value, jobs=len(self._hand))
+        log.warning("worker.watchdog", state=state.value, jobs=len(self._hand))
         if self._hung:
             metrics.WATCHDOG_TRIPS.inc()
             self._giving_back = asyncio.create_task(self._give_back(), name="give back")
@@ -209,16 +210,13 @@ class Worker:
         ]
         try:
             await self._until_over(work, [*parts, device.ended])
-        except BaseException:
-            # What was not begun has nothing to do with it, and need not wait until others notice.
-            await self._give_back()
-            raise
         finally:
             self.stop()
             device.abandon()
             # What reads ends by itself: to cancel a command under way would leave its connection behind.
             patience_s = min(READER_TIMEOUT_S, self._limits.drain_timeout_s / 4)
             await asyncio.wait([work, *before_the_end, listening], timeout=patience_s)
+            await self._give_back()  # should we end by an error: what was not begun has nothing to do with it
             for part in parts:
                 part.cancel()
             ended, _ = await asyncio.wait(parts, timeout=1)
@@ -302,7 +300,7 @@ class Worker:
         """
         report = await check_server(self._clients.commands)
         for warning in report.warnings:
-            log.warning("server.warning", server=report.server, warning=warning)
+            log.info("server.warning", server=report.server, warning=warning)  # callers warn: once is enough
 
     async def _work(self, device: DeviceThread, before_the_end: list[asyncio.Task[None]]) -> None:
         while not self._stop.is_set():

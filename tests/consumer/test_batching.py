@@ -5,37 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedstream.consumer.batching import MicroBatch, RowQueue, choose, fill
-from embedstream.consumer.entries import Entry, RawEntry
-from embedstream.shared.jobs import Job
+from embedstream.consumer.batching import ABOUT_MS, Dropped, RowQueue, choose, fill, in_batches, row_by_row
+from embedstream.consumer.pace import Pace
 from embedstream.shared.lanes import Lane
 from embedstream.shared.results import Status
-from embedstream.shared.tokenization import Tokens
+
+from .made import batch_of, contents, entry
 
 rows_of_tokens = st.lists(st.integers(1, 600), min_size=1, max_size=120)
-
-
-def entry(lengths: list[int], lane: Lane = Lane.INTERACTIVE, number: int = 0) -> Entry:
-    """An entry whose ids tell where they come from: number of the entry, of the row, of the token."""
-    columns = np.array(lengths, np.uint32)
-    ids = np.concatenate(
-        [np.arange(size, dtype=np.uint32) + number * 1_000_000 + row * 1000 for row, size in enumerate(lengths)]
-    )
-    job = Job(bytes(16), 0, 1, 0, 60_000, columns, ids=ids)
-    raw = RawEntry(lane, f"{number + 1}-0".encode(), {})
-    return Entry(raw, job, "", Tokens(ids, columns), np.zeros(len(lengths), np.bool_))
-
-
-def contents(batch: MicroBatch) -> list[tuple[Entry, int, list[int]]]:
-    ends = np.cumsum(batch.lengths)
-    return [
-        (batch.entries[batch.owner[place]], int(batch.row[place]), batch.ids[end - batch.lengths[place] : end].tolist())
-        for place, end in enumerate(ends)
-    ]
-
-
-def cost(batch: MicroBatch) -> int:
-    return int(batch.lengths.max()) * batch.n_rows
 
 
 @given(rows_of_tokens, st.integers(1, 4096))
@@ -76,7 +53,7 @@ def test_every_row_is_batched_once_with_its_own_ids(jobs: list[tuple[Lane, list[
         queue.add(one.raw.lane, [one])
     seen = []
     while (batch := queue.take()) is not None:
-        assert batch.n_rows == 1 or cost(batch) <= budget
+        assert batch.n_rows == 1 or batch.cost <= budget
         seen += contents(batch)
     assert len(queue) == 0
     for one, row, ids in seen:
@@ -157,3 +134,133 @@ def test_a_row_above_the_budget_runs_alone() -> None:
     while (batch := queue.take()) is not None:
         sizes.append(batch.lengths.tolist())
     assert sorted(sizes) == [[5, 5], [400]]
+
+
+@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=8), min_size=1, max_size=5))
+def test_halves_hold_the_rows_in_their_order(lengths: list[list[int]]) -> None:
+    whole = batch_of(*(entry(some, number=number) for number, some in enumerate(lengths)))
+    first, second = whole.halves()
+    assert 0 <= first.n_rows - second.n_rows <= 1
+    assert contents(first) + contents(second) == contents(whole)
+    for half in (first, second):
+        assert {id(one) for one in half.entries} == {id(one) for one, _, _ in contents(half)}
+
+
+def test_a_batch_knows_its_size() -> None:
+    batch = batch_of(entry([5, 9]), entry([7], Lane.BULK, 1))
+    assert (batch.n_rows, batch.n_tokens, batch.cost) == (3, 21, 27)
+    assert [batch.tokens_of(lane) for lane in Lane] == [14, 7]
+    assert batch.halves()[1].cost == 5
+
+
+def test_jobs_nobody_waits_for_are_dropped() -> None:
+    queue = RowQueue(20)
+    late, begun, gone, good = (
+        entry([10, 10], Lane.INTERACTIVE, 0, ttl_ms=1000),
+        entry([10, 10, 10], Lane.BULK, 1, ttl_ms=1000),
+        entry([10], Lane.BULK, 2, request_id=b"gone" * 4),
+        entry([10, 10], Lane.BULK, 3),
+    )
+    queue.add(Lane.BULK, [begun])
+    batch = queue.take()
+    assert batch is not None
+    queue.add(Lane.INTERACTIVE, [late])
+    queue.add(Lane.BULK, [gone, good])
+    assert queue.drop(1001, set()) == []  # it was enqueued at 1 ms: not a moment too early
+    dropped = queue.drop(1003, {b"gone" * 4})
+    assert [(id(one), why) for one, why in dropped] == [
+        (id(late), Dropped.EXPIRED),
+        (id(begun), Dropped.EXPIRED),
+        (id(gone), Dropped.CANCELLED),
+    ]
+    rest = queue.take()
+    assert rest is not None
+    assert sorted((one.raw.entry_id, row) for one, row, _ in contents(rest)) == [(b"4-0", 0), (b"4-0", 1)]
+    assert len(queue) == 0
+
+
+def test_what_was_not_begun_is_released_whole() -> None:
+    queue = RowQueue(20)
+    begun, bulk, interactive = entry([10] * 3), entry([10], Lane.BULK, 1), entry([10] * 4, Lane.INTERACTIVE, 2)
+    queue.add(Lane.INTERACTIVE, [begun, interactive])
+    queue.add(Lane.BULK, [bulk])
+    assert queue.take() is not None
+    assert queue.release() == [interactive, bulk]
+    assert queue.release() == []
+    batch = queue.take()
+    assert batch is not None
+    assert batch.entries == (begun,)
+    assert batch.n_rows == 1  # the rest of what has been begun is still wanted
+    assert queue.take() is None
+
+
+def paced(budget: int) -> RowQueue:
+    """A queue before a device of 1000 tokens a second, so that a slice of 0.1 s is 100 tokens."""
+    pace = Pace(budget)
+    pace.observe(budget, budget, budget / 1000)
+    pace.observe(1, 1, 0.001)
+    return RowQueue(budget, pace, slice_s=0.1, bulk_share=0.1)
+
+
+def test_bulk_keeps_to_the_slice_while_interactive_is_about() -> None:
+    queue = paced(1000)
+    queue.add(Lane.BULK, [entry([10] * 64, Lane.BULK, number) for number in range(8)])
+    first = queue.take(5000)
+    assert first is not None
+    assert first.cost == 1000  # nobody else is there
+    queue.add(Lane.INTERACTIVE, [entry([10], Lane.INTERACTIVE, 9)])
+    beside = queue.take(6000)
+    assert beside is not None
+    assert beside.tokens_of(Lane.INTERACTIVE) == 10
+    assert 80 <= beside.cost <= 100  # bulk fills up, and no query waits for more than a slice
+    sliced = queue.take(6000 + ABOUT_MS - 1)
+    assert sliced is not None
+    assert 80 <= sliced.cost <= 100
+    full = queue.take(6000 + ABOUT_MS)
+    assert full is not None
+    assert full.cost == 1000
+
+
+def test_interactive_batches_are_not_cut_to_the_slice() -> None:
+    queue = paced(1000)
+    queue.add(Lane.INTERACTIVE, [entry([10] * 50)])
+    batch = queue.take()
+    assert batch is not None
+    assert batch.cost == 500
+
+
+def test_bulk_has_its_share_of_the_time_in_a_trickle() -> None:
+    """Queries that are few and short use the time up, not the tokens; and what fills up beside them is no turn."""
+    queue = paced(1000)
+    queue.add(Lane.BULK, [entry([90] * 64, Lane.BULK, number) for number in range(4)])
+    seconds = dict.fromkeys(Lane, 0.0)
+    for number in range(300):
+        queue.add(Lane.INTERACTIVE, [entry([30], Lane.INTERACTIVE, number + 10)])
+        batch = queue.take(1000.0 * number)
+        assert batch is not None
+        lane = Lane.BULK if 90 in batch.lengths else Lane.INTERACTIVE
+        seconds[lane] += batch.cost / 1000
+    assert seconds[Lane.BULK] / sum(seconds.values()) >= 0.09
+    assert seconds[Lane.BULK] / sum(seconds.values()) <= 0.3
+
+
+def test_jobs_apart_run_in_batches_of_their_own() -> None:
+    one, two = entry([10] * 7), entry([10] * 4, Lane.BULK, 1)
+    one.fail(np.array([2]), Status.INPUT_TOO_LONG, "too long")
+    batches = in_batches([one, two], 50)
+    assert all(batch.cost <= 50 for batch in batches)
+    assert len(batches) == 2
+    assert sorted((part.raw.entry_id, row) for batch in batches for part, row, _ in contents(batch)) == sorted(
+        [(one.raw.entry_id, row) for row in range(7) if row != 2] + [(two.raw.entry_id, row) for row in range(4)]
+    )
+    assert in_batches([], 50) == []
+
+
+@pytest.mark.parametrize(("last", "order"), [(None, [0, 1, 3]), (0, [1, 3, 0]), (2, [0, 1, 3]), (3, [0, 1, 3])])
+def test_a_job_row_by_row(last: int | None, order: list[int]) -> None:
+    one = entry([3, 4, 5, 6])
+    one.fail(np.array([2]), Status.INPUT_TOO_LONG, "too long")
+    batches = row_by_row(one, last)
+    expected = contents(batch_of(entry([3, 4, 5, 6])))
+    ids = {row: ids for _, row, ids in expected}
+    assert [contents(batch) for batch in batches] == [[(one, row, ids[row])] for row in order]

@@ -17,6 +17,7 @@ from embedstream.shared.urls import without_password
 
 from .embedder import Embedder
 from .faults import BrokenDevice, Fault, fault_of
+from .metrics_server import metrics_server
 from .model import Model
 from .pace import Pace
 from .service import Served, new_name, serve
@@ -34,26 +35,27 @@ def run(settings: Settings) -> int:
     Returns:
         The exit code: 0 after a clean stop, 78 when the model cannot be loaded or the server would lose jobs, 70 when
         the device is lost.
+
+    Raises:
+        ServerNotFound: no Redis URL is set.
+        Unavailable: the metrics port is not to be had.
     """
     if settings.redis_url is None:
         raise ServerNotFound("A consumer needs --redis-url.")
     logs.configure(settings, "consumer")
+    with metrics_server(settings):  # it answers while the model loads
+        return _run(settings, settings.redis_url)
+
+
+def _run(settings: Settings, url: str) -> int:
     consumer = new_name()
-    keys = Keys(settings.key_prefix, settings.served_names[0])
+    status_key = Keys(settings.key_prefix, settings.served_names[0]).status(consumer)
     try:
         model = Model.load(settings)
-    except ModelLoadError as error:
-        log.error("consumer.model_not_loaded", model=settings.model, reason=str(error))
-        _leave_reason(settings.redis_url, keys.status(consumer), str(error))
-        exits.complain(str(error))
-        return exits.FINAL
-    budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
-    budget, pace = _timed(model, budget)
-    served = Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)
-    try:
-        asyncio.run(serve(settings, settings.redis_url, served, consumer))
-    except UnfitServer as error:
-        _leave_reason(settings.redis_url, keys.status(consumer), str(error))
+        asyncio.run(serve(settings, url, _served(model, settings), consumer))
+    except (ModelLoadError, UnfitServer) as error:
+        log.error("consumer.cannot_serve", model=settings.model, reason=str(error))
+        _leave_reason(url, status_key, str(error))
         exits.complain(str(error))
         return exits.FINAL
     except BrokenDevice as error:
@@ -63,9 +65,15 @@ def run(settings: Settings) -> int:
     except RedisError as error:
         if not is_refusal(error):
             raise
-        exits.complain(f"Redis at {without_password(settings.redis_url)} refuses us: {error}")
+        exits.complain(f"Redis at {without_password(url)} refuses us: {error}")
         return exits.FINAL
     return exits.OK
+
+
+def _served(model: Model, settings: Settings) -> Served:
+    budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
+    budget, pace = _timed(model, budget)
+    return Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)
 
 
 def _timed(model: Model, budget: int) -> tuple[int, Pace]:

@@ -70,8 +70,14 @@ class LaneBacklog:
         self.waiting = waiting
         self._find_base(totals.jobs - waiting)
         if len(self._points) > MAX_POINTS:
-            del self._points[1:-1:2]
+            self._thin()
         return lost
+
+    def _thin(self) -> None:
+        """Forget the sample whose neighbours are closest, so that all lie about as far apart."""
+        points = self._points
+        place = min(range(1, len(points) - 1), key=lambda place: points[place + 1].jobs - points[place - 1].jobs)
+        del points[place]
 
     def _find_base(self, left: int) -> None:
         """The totals when `left` jobs had come: between two samples, jobs count as equal."""

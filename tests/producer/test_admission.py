@@ -81,7 +81,7 @@ def test_a_process_that_just_started_takes_the_mean() -> None:
 def test_a_long_history_stays_small_and_nearly_exact() -> None:
     lane, backlog = Lanes(), LaneBacklog()
     for number in range(10 * MAX_POINTS):
-        lane.add(1 + number % 7)
+        lane.add(1 + number)
         backlog.observe(len(lane.jobs), lane.totals)
         assert len(backlog._points) <= MAX_POINTS
     lane.finish(3 * MAX_POINTS)
@@ -91,16 +91,22 @@ def test_a_long_history_stays_small_and_nearly_exact() -> None:
 
 def test_lost_totals_are_told_and_forgotten() -> None:
     backlog = LaneBacklog()
-    backlog.observe(5, Totals(1000, 1_000_000, 1_000_000))
-    assert backlog.observe(2, Totals(2, 30, 60))
+    backlog.observe(900, Totals(900, 1_000, 1_000))
+    backlog.observe(1000, Totals(1000, 1_000_000, 1_000_000))
+    assert backlog.observe(2, Totals(4, 60, 120))
     assert backlog.on_lane() == Totals(2, 30, 60)
-    assert not backlog.observe(2, Totals(2, 30, 60))
+    assert not backlog.observe(2, Totals(4, 60, 120))
 
 
 def test_jobs_of_senders_without_totals_count_as_the_others() -> None:
     backlog = LaneBacklog()
     backlog.observe(100, Totals(10, 500, 1000))
     assert backlog.on_lane() == Totals(100, 5000, 10_000)
+    backlog = LaneBacklog()
+    backlog.observe(0, Totals(10, 100, 100))
+    backlog.observe(2, Totals(12, 2100, 2100))
+    backlog.observe(4, Totals(12, 2100, 2100))  # two more, and they are like the last two
+    assert backlog.on_lane().tokens == 4000
     backlog = LaneBacklog()
     backlog.observe(3, Totals())
     assert backlog.on_lane().tokens == 3 * GUESSED_JOB_TOKENS

@@ -16,7 +16,7 @@ from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
 from .embedder import Embedder
-from .faults import BrokenDevice, Fault, fault_of
+from .faults import BrokenDevice
 from .metrics_server import metrics_server
 from .model import Model
 from .pace import Pace
@@ -72,23 +72,9 @@ def _run(settings: Settings, url: str) -> int:
 
 def _served(model: Model, settings: Settings) -> Served:
     budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
-    budget, pace = _timed(model, budget)
+    pace = Pace(budget)
+    model.time_batches(budget, pace.observe)
     return Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)
-
-
-def _timed(model: Model, budget: int) -> tuple[int, Pace]:
-    """Time batches up to a full one; where the memory does not suffice for that, a full batch is half as large."""
-    while True:
-        pace = Pace(budget)
-        try:
-            model.time_batches(budget, pace.observe)
-        except Exception as error:
-            if fault_of(error) is not Fault.MEMORY or budget == 1:
-                raise
-            log.warning("consumer.budget_lowered", tokens=budget // 2, before=budget)
-            budget //= 2
-        else:
-            return budget, pace
 
 
 def _leave_reason(url: str, key: str, reason: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from redis.exceptions import OutOfMemoryError
 from embedstream.consumer import publisher as publisher_module
 from embedstream.consumer.entries import Entry, RawEntry
 from embedstream.consumer.intake import Refused
-from embedstream.consumer.publisher import Answer, Publisher, answer_of, answer_to_refused
+from embedstream.consumer.publisher import Answer, DeadLetterBounds, Publisher, answer_of, answer_to_refused
 from embedstream.shared import results
 from embedstream.shared.connections import connect, create_group, is_transient
 from embedstream.shared.jobs import Job
@@ -208,3 +209,91 @@ async def test_nothing_is_removed_when_the_reply_is_refused(redis: Redis, keys: 
     await publisher._publish([answer])
     assert await left(redis, keys) == (0, 0)
     assert len(await replies(redis, keys)) == 1
+
+
+async def test_what_is_confirmed_has_left_its_lane(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then an entry is in hand: what is not counts as astray, and would run again."""
+    confirmed: list[RawEntry] = []
+    before: list[int] = []
+    publisher = Publisher(redis, keys, confirmed.extend)
+    publish, failures = publisher._publish, iter([RedisConnectionError("away")] * 2)
+
+    async def flaky(answers: list[Answer]) -> None:
+        for error in failures:
+            before.append(len(confirmed))
+            raise error
+        await publish(answers)
+        before.append(len(confirmed))
+
+    monkeypatch.setattr(publisher, "_publish", flaky)
+    entries = [await finished(redis, keys) for _ in range(3)]
+    for entry in entries:
+        await publisher.put(answer_of(entry, b"f" * 16))
+    task = asyncio.create_task(publisher.run())
+    await publisher.flush()
+    task.cancel()
+    assert before == [0, 0, 0]
+    assert confirmed == [entry.raw for entry in entries]
+    assert await left(redis, keys) == (0, 0)
+
+
+async def given_up(redis: Redis, keys: Keys, deaths: int = 4) -> Entry:
+    """A finished entry one row of which killed consumers."""
+    entry = await finished(redis, keys)
+    entry.raw = replace(entry.raw, deaths=deaths)
+    entry.dead_letter, entry.dead_row = "it kills", 7
+    return entry
+
+
+async def test_a_dead_letter_says_what_was_given_up(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    entry, other = await given_up(redis, keys), "9-9"
+    await redis.hset(keys.trials, mapping={entry.raw.entry_id.decode(): "1,1", other: "2"})
+    await publisher.put(answer_of(entry, b"f" * 16))
+    await publisher.flush()
+    letters: Any = await redis.xrange(keys.dead_letters)
+    assert [fields for _, fields in letters] == [
+        {
+            **entry.raw.fields,
+            b"why": b"it kills",
+            b"src": entry.raw.entry_id,
+            b"lane": b"interactive",
+            b"n": b"4",
+            b"row": b"7",
+        }
+    ]
+    assert len((await replies(redis, keys))[0].vectors) == 2  # and its caller has the answer
+    assert await redis.hkeys(keys.trials) == [other.encode()]
+    assert await left(redis, keys) == (0, 0)
+
+
+async def test_a_suspect_that_was_innocent_leaves_no_notes(redis: Redis, keys: Keys, publisher: Publisher) -> None:
+    entry = await finished(redis, keys)
+    entry.raw = replace(entry.raw, deaths=2)
+    await redis.hset(keys.trials, entry.raw.entry_id.decode(), "1")
+    await publisher.put(answer_of(entry, b"f" * 16))
+    await publisher.flush()
+    assert not await redis.exists(keys.trials, keys.dead_letters)
+
+
+async def test_dead_letters_are_bounded_in_number_and_in_age(redis: Redis, keys: Keys) -> None:
+    """About: Redis removes whole nodes of a stream, of a hundred entries each."""
+    publisher = Publisher(redis, keys, bounds=DeadLetterBounds(most=300, ttl_s=3600))
+    task = asyncio.create_task(publisher.run())
+    seconds, _ = await redis.time()
+    old_ms, young_ms = (seconds - 3700) * 1000, (seconds - 3500) * 1000
+    async with redis.pipeline(transaction=False) as pipe:
+        for number in range(250):
+            pipe.xadd(keys.dead_letters, {"why": "old"}, id=f"{old_ms}-{number}")
+        pipe.xadd(keys.dead_letters, {"why": "young"}, id=f"{young_ms}-0")
+        await pipe.execute()
+    await publisher.put(answer_of(await given_up(redis, keys), b"f" * 16))
+    await publisher.flush()
+    old: Any = await redis.xrange(keys.dead_letters, max=f"{old_ms}-999")
+    young: Any = await redis.xrange(keys.dead_letters, min=f"{young_ms}-0")
+    assert len(old) < 100
+    assert len(young) == 2
+    for _ in range(420):
+        await publisher.put(answer_of(await given_up(redis, keys), b"f" * 16))
+    await publisher.flush()
+    assert 300 <= await redis.xlen(keys.dead_letters) <= 400
+    task.cancel()

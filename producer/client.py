@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedstream.shared.cards import CardCache
-from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect, connect_reader
+from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
 from embedstream.shared.errors import EmbedstreamError, InvalidInput, Overloaded, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
@@ -30,30 +29,18 @@ from .admission import Undelivered, result_bytes
 from .arguments import listed, options_of
 from .arrival import end_the_forlorn
 from .assemble import assemble, split_by_input
-from .enqueue import Writer
 from .fleet import Fleet
 from .notices import Notices
 from .outcomes import counted
 from .pending import PendingRequest, raise_for_rows
 from .pickup import KeptResults, read_id
 from .prepare import prepare, prepare_texts
-from .reconcile import Reconciler
-from .replies import Replies
 from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared, cut_into_jobs
+from .sessions import Sessions, start
 from .submission import Submission
 from .unbroken import Unbroken
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """What one reply stream needs: made when the model, and with it the keys, is known."""
-
-    writer: Writer
-    replies: Replies
-    lost_contact: asyncio.Event
-    tasks: tuple[asyncio.Task[None], ...]
 
 
 class Producer:
@@ -77,11 +64,9 @@ class Producer:
         if url is None:
             server = the_only_live()
             url, prefix = server.redis_url, server.key_prefix
-        self._url = url
         self._prefix = prefix
         self._text_model = model or self._settings.served_names[0]  # whom text jobs are for, before any card is known
         self._redis = connect(url)
-        self._instance = os.urandom(8).hex()
         self.fleet = Fleet(
             self._redis,
             prefix,
@@ -93,13 +78,20 @@ class Producer:
             max_lane_bytes=self._settings.max_lane_bytes,
         )
         """What is known of the consumers, kept fresh in the background."""
-        self._sessions: dict[Keys, _Session] = {}  # more than one only after the model on the queue was replaced
-        self._opening = asyncio.Lock()
         self._submissions: dict[Keys, Submission] = {}
         self._undelivered = Undelivered(self._settings.max_undelivered_bytes)
         self._notices = Notices(self._redis)
         self._unbroken = Unbroken()
         self._stopping = asyncio.Event()
+        self._sessions = Sessions(
+            self._redis,
+            url,
+            os.urandom(8).hex(),
+            self.fleet,
+            self._settings.reply_ttl_s,
+            self._settings.reconcile_after_s,
+            self._stopping,
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -122,38 +114,29 @@ class Producer:
         if not self._tasks:
             await self.fleet.refresh()
             self._tasks += [
-                _start(self.fleet.run(self._stopping), "fleet"),
-                _start(self._notices.run(self._stopping), "notices"),
+                start(self.fleet.run(self._stopping), "fleet"),
+                start(self._notices.run(self._stopping), "notices"),
             ]
             patience_s = self._settings.scale_from_zero_s
             if patience_s > 0:
-                watch = end_the_forlorn(self.fleet, self._under_way, patience_s, self._stopping)
-                self._tasks.append(_start(watch, "arrival"))
+                watch = end_the_forlorn(self.fleet, self._sessions.requests, patience_s, self._stopping)
+                self._tasks.append(start(watch, "arrival"))
 
     async def close(self) -> None:
         """Stop, and leave nothing behind in Redis. Requests still under way end with `Unavailable`."""
         if self._stopping.is_set():
             return
         self._stopping.set()
-        async with self._opening:  # a session that is just being opened sees the flag, or is closed here
-            sessions = list(self._sessions.values())
-            self._sessions.clear()
-        for session in sessions:
-            for request in session.replies.requests.values():
-                request.fail(Unavailable("The producer was closed."))
-            session.lost_contact.set()
-            session.writer.wake()
-            await session.replies.wake()
+        loops = await self._sessions.wake()
         self._notices.wake()
         for submission in self._submissions.values():
             submission.wake()
-        tasks = [*self._tasks, *(task for session in sessions for task in session.tasks)]
+        tasks = [*self._tasks, *loops]
         if tasks:
             # The loops end by themselves. Cancelling a command under way would cost its connection, and redis-py may
             # swallow the cancellation.
             await asyncio.wait(tasks, timeout=READER_TIMEOUT_S + COMMAND_TIMEOUT_S)
-        for session in sessions:
-            await session.replies.drop()
+        await self._sessions.drop()
         await self._unbroken.join()
         await self._notices.flush()
         await self._redis.aclose()
@@ -448,7 +431,7 @@ class Producer:
     async def _parts(self, prepared: Prepared, deadline_s: float) -> AsyncGenerator[ResultPart, None]:
         """Send a request and give its parts as its jobs are done; what is not wanted any more is called off."""
         keys = await self._keys()
-        session = await self._session(keys)
+        session = self._sessions.of(keys)
         now = asyncio.get_running_loop().time()
         request_id = os.urandom(16)
         jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
@@ -472,7 +455,7 @@ class Producer:
         keys = await self._keys()
         if keys not in self._submissions:
             submission = self._submissions[keys] = Submission(self._redis, keys, self.fleet.admission(keys))
-            self._tasks.append(_start(submission.run(self._stopping), "submit"))
+            self._tasks.append(start(submission.run(self._stopping), "submit"))
         timeout_s, now = self._timeout_s(prepared), asyncio.get_running_loop().time()
         # Every part that comes renews the expiry, so it must not be shorter than the time the others may take.
         ttl_s = math.ceil(timeout_s) + result_ttl_s
@@ -493,10 +476,6 @@ class Producer:
         kept = KeptResults(self._redis, keys, self._unbroken)
         return assemble(await kept.wait(name, wait_s, self._stopping))
 
-    def _under_way(self) -> Iterator[PendingRequest]:
-        for session in self._sessions.values():
-            yield from session.replies.requests.values()
-
     @property
     def _waits_for_the_first(self) -> bool:
         """Whether requests may be queued for a model that nobody has announced yet."""
@@ -514,45 +493,3 @@ class Producer:
             if self._waits_for_the_first:
                 return Keys(self._prefix, self._text_model)
             raise
-
-    async def _session(self, keys: Keys) -> _Session:
-        """The session of a model; made on its first request."""
-        async with self._opening:
-            if self._stopping.is_set():
-                raise Unavailable("The producer was closed.")
-            if keys not in self._sessions:
-                self._sessions[keys] = await self._open_session(keys)
-            return self._sessions[keys]
-
-    async def _open_session(self, keys: Keys) -> _Session:
-        """Begin to serve requests of a model.
-
-        Nothing is awaited: the reconciler makes the reply stream and then opens the writer, and should Redis be away,
-        the requests are told in the same way as later.
-        """
-        settings, lost_contact = self._settings, asyncio.Event()
-        admission = self.fleet.admission(keys, lost_contact)
-        replies = Replies(
-            self._redis, connect_reader(self._url), keys, self._instance, settings.reply_ttl_s, lost_contact
-        )
-        writer = Writer(self._redis, keys, keys.reply(self._instance), admission, lost_contact)
-        reconciler = Reconciler(self._redis, keys, writer, replies, admission, settings.reconcile_after_s, lost_contact)
-        tasks = (
-            _start(replies.run(self._stopping), "replies"),
-            _start(writer.run(self._stopping), "enqueue"),
-            _start(reconciler.run(self._stopping), "reconcile"),
-            _start(reconciler.watch(self._stopping), "watch"),
-        )
-        return _Session(writer, replies, lost_contact, tasks)
-
-
-def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    """Start a loop; should it end by an error, say why, for its requests would hang."""
-    task = asyncio.create_task(work, name=f"producer-{name}")
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("producer.loop_ended", loop=name, error=repr(task.exception()))
-
-    task.add_done_callback(ended)
-    return task

@@ -153,12 +153,12 @@ async def test_thousands_of_hang_ups_leave_nothing(redis_url: str) -> None:
             calls = [asyncio.create_task(client.call(app)) for client in clients]
             for client in clients[::2]:
                 client.hung_up.set()  # some before they are queued
-            while not all(call.done() for call in calls[::2]) or len(list(producer._under_way())) < 50:
+            while not all(call.done() for call in calls[::2]) or len(list(producer._sessions.requests())) < 50:
                 await asyncio.sleep(0.01)
             for client in clients:
                 client.hung_up.set()
             assert {await call for call in calls} == {499}
-            assert list(producer._under_way()) == []
+            assert list(producer._sessions.requests()) == []
             if number == 4:
                 tasks = len(asyncio.all_tasks())
                 connections = await connections_made(producer)

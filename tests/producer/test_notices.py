@@ -72,7 +72,7 @@ async def test_callers_that_leave_are_told_of_in_few_entries(
     assert sorted(ids) == sorted(fields[b"h"][4:20] for _, fields in entries)
     assert await redis.xlen(keys.notices) < 10
     assert counted("abandoned") - before == 300
-    (session,) = producer._sessions.values()
+    (session,) = producer._sessions._sessions.values()
     assert session.replies.requests == {}
     assert len(asyncio.all_tasks()) <= tasks
     stub.paused.set()

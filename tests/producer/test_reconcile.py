@@ -246,7 +246,7 @@ async def test_a_lost_reply_stream_is_made_again_and_its_work_too(
 
     await until(served)
     gone = True
-    await redis.delete(keys.reply(producer._instance))
+    await redis.delete(keys.reply(producer._sessions._instance))
     np.testing.assert_allclose((await waiting)[:, 0], [6])
 
 

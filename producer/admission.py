@@ -21,8 +21,6 @@ from embedstream.shared.options import VectorOptions
 
 from .backlog import GUESSED_JOB_BYTES, GUESSED_JOB_TOKENS, LaneBacklog, Totals
 
-BULK_SHARE = 0.1
-"""Part of the fleet's tokens that bulk work gets however much interactive work waits."""
 DEADLINE_SHARE = 0.8
 """Part of the time to a request's deadline that it may wait; the rest is for computing it."""
 MEMORY_SHARES: Mapping[Lane, float] = {Lane.INTERACTIVE: 0.2, Lane.BULK: 0.3}
@@ -127,9 +125,11 @@ class Admission:
     Args:
         max_wait_s: longest predicted wait that is accepted.
         max_lane_bytes: most bytes of jobs on one lane; 0 derives it from the server's memory.
+        bulk_share: part of the fleet's tokens that bulk work gets however much interactive work waits.
     """
 
-    def __init__(self, max_wait_s: float, max_lane_bytes: int) -> None:
+    def __init__(self, max_wait_s: float, max_lane_bytes: int, bulk_share: float = 0.1) -> None:
+        self._bulk_share = bulk_share
         self._max_wait_s = max_wait_s
         self._max_lane_bytes = max_lane_bytes
         self._lanes = {lane: LaneBacklog() for lane in LANES}
@@ -162,7 +162,7 @@ class Admission:
         """What `enqueue.lua` reckons the work ahead by."""
         bases = [self._lanes[lane].base for lane in LANES]
         left = [value for base in bases for value in (base.jobs, base.tokens, base.size_bytes)]
-        return [1 / BULK_SHARE, GUESSED_JOB_TOKENS, GUESSED_JOB_BYTES, *left]
+        return [1 / self._bulk_share, GUESSED_JOB_TOKENS, GUESSED_JOB_BYTES, *left]
 
     def terms(self, lane: Lane, time_left_s: float) -> Terms:
         """What a request that is sent now is admitted by."""
@@ -175,7 +175,7 @@ class Admission:
             return 0.0
         own = self._lanes[lane].on_lane().tokens
         if lane is Lane.BULK:
-            own = min(own + self._lanes[Lane.INTERACTIVE].on_lane().tokens, int(own / BULK_SHARE))
+            own = min(own + self._lanes[Lane.INTERACTIVE].on_lane().tokens, int(own / self._bulk_share))
         return own / rate
 
     def lane_limit_bytes(self, lane: Lane) -> int:
@@ -187,7 +187,7 @@ class Admission:
     def _rate(self, lane: Lane) -> float:
         """Tokens a second for the work ahead of a request: bulk work that waits takes its share of them."""
         yields = lane is Lane.INTERACTIVE and self._lanes[Lane.BULK].waiting > 0
-        return self.tokens_per_s * (1 - BULK_SHARE if yields else 1)
+        return self.tokens_per_s * (1 - self._bulk_share if yields else 1)
 
 
 TOTALS_FIELDS = tuple(f"{lane.value[0]}:{what}" for lane in LANES for what in ("jobs", "tokens", "bytes"))

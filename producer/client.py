@@ -76,6 +76,7 @@ class Producer:
             scale_from_zero_s=self._settings.scale_from_zero_s,
             max_wait_s=self._settings.max_wait_s,
             max_lane_bytes=self._settings.max_lane_bytes,
+            bulk_share=self._settings.bulk_share_percent / 100,
         )
         """What is known of the consumers, kept fresh in the background."""
         self._submissions: dict[Keys, Submission] = {}

@@ -65,6 +65,7 @@ class Fleet:
         scale_from_zero_s: whether requests are taken while no consumer is alive, for so long; 0: they are not.
         max_wait_s: longest predicted wait that is accepted.
         max_lane_bytes: most bytes of jobs on one lane; 0 derives it from the server's memory.
+        bulk_share: part of the fleet's tokens that bulk work gets however much interactive work waits.
     """
 
     def __init__(
@@ -78,11 +79,13 @@ class Fleet:
         scale_from_zero_s: float = 0.0,
         max_wait_s: float = 10.0,
         max_lane_bytes: int = 0,
+        bulk_share: float = 0.1,
     ) -> None:
         self._redis = redis
         self._takes_without_consumers = scale_from_zero_s > 0
         self._max_wait_s = max_wait_s
         self._max_lane_bytes = max_lane_bytes
+        self._bulk_share = bulk_share
         self._maxmemory_bytes = 0
         self._server_checked = False
         self._warned: set[str] = set()
@@ -116,7 +119,8 @@ class Fleet:
         """
         lanes = self._lanes.get(keys)
         if lanes is None:
-            lanes = self._lanes[keys] = _Lanes(Admission(self._max_wait_s, self._max_lane_bytes))
+            admission = Admission(self._max_wait_s, self._max_lane_bytes, self._bulk_share)
+            lanes = self._lanes[keys] = _Lanes(admission)
             lanes.admission.maxmemory_bytes = self._maxmemory_bytes
         if lost_contact is not None:
             lanes.watchers.append(lost_contact)

@@ -18,7 +18,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 # The HTTP tier
 HTTP_REQUESTS = Counter("embedstream_http_requests", "HTTP requests, by route and status.", ["path", "status"])
-"""Paths: the routes' templates, and `other` for all that are none. Status 0: the client left before an answer."""
+"""Paths: the routes' templates, and `other` for the rest. Status 499: the client left before; 0: no answer."""
 HTTP_SECONDS = Histogram(
     "embedstream_http_seconds", "From an HTTP request's head to the end of its answer.", ["path"], buckets=_SECONDS
 )

@@ -198,8 +198,10 @@ class Settings(BaseSettings):
     )
     bulk_share_percent: int = _setting(
         10,
-        "Part of the device's tokens and time that bulk gets however much interactive work waits.",
-        *_DEVICE,
+        "Part of the device's tokens and time that bulk gets however much interactive work waits; callers predict "
+        "waits by it.",
+        *_CALLERS,
+        Role.CONSUMER,
         ge=1,
         le=90,
     )

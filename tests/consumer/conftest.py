@@ -1,9 +1,9 @@
-"""Models for the tests: tiny random ones in a sentence-transformers layout, and the real all-MiniLM-L6-v2."""
+"""Models for the tests: tiny random ones in a sentence-transformers layout, the real all-MiniLM-L6-v2, and a toy."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertModel, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from embedstream.consumer.model import Model
+from embedstream.shared.connections import connect, create_group
+from embedstream.shared.keys import GROUP, Keys
+from embedstream.shared.lanes import LANES
 from embedstream.shared.settings import Dtype, Settings
+
+from .fleet import Fleet
 
 _END = "<|endoftext|>"
 
@@ -30,6 +35,17 @@ def _one_thread() -> None:
 def minilm() -> Model:
     """all-MiniLM-L6-v2 in float32."""
     return Model.load(Settings(model="all-MiniLM-L6-v2", dtype=Dtype.FLOAT32, device="cpu", threads=1))
+
+
+@pytest.fixture
+async def fleet(redis_url: str, keys: Keys, wordpiece_json: str) -> AsyncIterator[Fleet]:
+    """The lanes of a toy model, without consumers yet."""
+    redis = connect(redis_url)
+    for lane in LANES:
+        await create_group(redis, keys.lane(lane), GROUP)
+    await redis.xadd(keys.reply("me"), {"p": ""})
+    yield Fleet(redis, redis_url, keys, wordpiece_json)
+    await redis.aclose()
 
 
 @pytest.fixture

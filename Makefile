@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 SETUP := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit format clean
+.PHONY: help run test check unit chaos format clean
 
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ check: .venv/installed-dev  ## the quick checks
 
 unit: .venv/installed-dev  ## pytest alone; flags: make unit ARGS="-k batching"
 	$(BIN)/pytest $(ARGS)
+
+chaos: .venv/installed-dev  ## kill, stall and flood a whole deployment, about 6 minutes; flags: make chaos ARGS="-k test_03"
+	$(BIN)/pytest tests/chaos -m chaos -n 6 --dist worksteal -o faulthandler_timeout=400 $(ARGS)
 
 format: .venv/installed-dev  ## bring the code into its form
 	$(BIN)/ruff format .

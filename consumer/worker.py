@@ -399,7 +399,7 @@ class Worker:
     async def _take_in(self, raw_entries: Sequence[RawEntry]) -> None:
         """Take up entries as they were read, and let the device have what is to be computed."""
         fresh = self._hand.take(raw_entries)  # before anything can fail: what is not in hand counts as astray
-        if self._stop.is_set() and fresh:
+        if fresh and (self._stop.is_set() or self._hung):  # the last read may have waited for a second
             await self._leases.give_back(fresh)
             self._hand.give(fresh)
             return

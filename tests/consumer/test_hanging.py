@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from embedstream.consumer.worker import Worker
 from embedstream.shared import results
+from embedstream.shared.connections import BLOCK_MS
 from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.results import Status
 
@@ -60,6 +61,19 @@ async def test_what_a_hung_consumer_gave_back_is_no_suspect(fleet: Fleet) -> Non
         hold.go.set()  # nobody else is there: it takes its own up again
         await fleet.answered()
         await fleet.emptied()
+
+
+async def test_what_a_last_read_brings_to_a_hung_consumer_goes_back(fleet: Fleet) -> None:
+    hold = Hold()
+    async with fleet.consumer(Device(hold), "hung", watchdog_s=0.6) as worker:
+        await fleet.ask(1, [[5]])
+        await hold.begun()
+        await until(lambda: _is_hung(worker))
+        entry_id = await fleet.ask(2, [[6]])
+        await asyncio.sleep(BLOCK_MS / 1000 + 0.2)  # until a read that was under way has ended
+        assert (await fleet.pending()).get(entry_id) in (None, ("hung", 0))
+        hold.go.set()
+        await fleet.answered()
 
 
 async def test_a_consumer_that_stood_still_loses_its_work_and_takes_nobody_elses(fleet: Fleet) -> None:
@@ -161,6 +175,10 @@ async def _silent(fleet: Fleet, name: str) -> bool:
     seconds, micros = await fleet.redis.time()
     expired = live is None or float(live) <= seconds * 1000 + micros / 1000
     return expired and not await fleet.redis.exists(fleet.keys.heartbeat(name))
+
+
+async def _is_hung(worker: Worker) -> bool:
+    return worker._hung
 
 
 async def _is_there(fleet: Fleet, count: int) -> bool:

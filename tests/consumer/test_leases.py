@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -255,3 +256,32 @@ async def test_only_what_is_still_ours_is_booked(redis: Redis, keys: Keys) -> No
     assert [raw.place for raw in booked] == [raw.place for place, raw in enumerate(entries) if place % 3 != 2]
     for lane in LANES:
         assert sorted((await pending(redis, keys, lane)).values()) == [("me", 2), ("me", 2), ("thief", 1)]
+
+
+async def test_it_counts_what_is_taken_over_by_reason(
+    redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted() -> dict[str, float]:
+        name = "embedstream_jobs_taken_over_total"
+        reasons = ("dead", "released", "backstop", "lost_reply")
+        return {reason: REGISTRY.get_sample_value(name, {"reason": reason}) or 0.0 for reason in reasons}
+
+    monkeypatch.setattr(leases_module, "ASTRAY_MS", 0)
+    before = counted()
+    await held(redis, keys, "dead", 4)
+    released = await held(redis, keys, "live", 2)
+    await alive(redis, keys, "live")
+    await leases_of(redis, keys, "live").give_back([RawEntry(Lane.INTERACTIVE, entry_id, {}) for entry_id in released])
+    await held(redis, keys, "live", 3)
+    await held(redis, keys, "me", 1)
+    await asyncio.sleep(0.02)
+    mine = leases_of(redis, keys, "me", backstop_ms=10)
+    await mine.astray()
+    await mine.abandoned(100)
+    after = counted()
+    assert {reason: after[reason] - before[reason] for reason in after} == {
+        "dead": 4,
+        "released": 2,
+        "backstop": 3,
+        "lost_reply": 1,
+    }

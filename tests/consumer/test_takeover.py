@@ -207,11 +207,42 @@ async def test_a_row_that_kills_consumers_is_found_and_its_neighbours_are_answer
     assert len(await parts(fleet.redis, fleet.keys)) == 13  # nobody was answered twice
 
 
+async def test_a_job_that_kills_is_a_dead_letter_after_as_many_deaths_as_are_allowed(fleet: Fleet) -> None:
+    killer, devices, deaths = await fleet.ask(0, [[POISON]]), [], 0
+
+    async def live(life: int) -> None:
+        devices.append(Device(kills))
+        async with fleet.consumer(devices[-1], f"life {life}", max_consumer_deaths=2) as worker:
+            await until(partial(over, fleet, worker, 1))
+
+    for life in range(4):
+        try:
+            await live(life)
+        except BrokenDevice:
+            deaths += 1
+        else:
+            break
+    assert deaths == 2
+    assert devices[2].batches == []
+    answer = (await fleet.answered(0))[0]
+    assert answer.rows["status"].tolist() == [Status.FAILED]
+    (letter,) = await fleet.dead_letters()
+    assert {name: letter[name] for name in letter if name not in (b"h", b"b", b"rt")} == {
+        b"why": answer.message(0).encode(),
+        b"src": killer,
+        b"lane": b"interactive",
+        b"n": b"2",
+    }
+    await fleet.emptied()
+
+
 async def test_what_was_not_begun_is_given_back_when_it_is_told_to_stop(fleet: Fleet) -> None:
     hold = Hold()
     first, second = Device(hold), Device()
+    suspected: list[RawEntry] = []
     async with fleet.consumer(second, "two", lease_check_s=60) as two:  # a notice is what makes it look
         two._hung = True  # it reads nothing for now
+        two._suspects.add = suspected.extend  # type: ignore[method-assign, assignment] # there should be none
         async with fleet.consumer(first, "one", budget=64) as one:
             for number in range(12):
                 await fleet.ask(number, [[5 + number] * 40], list(Lane)[number % 2])
@@ -225,4 +256,5 @@ async def test_what_was_not_begun_is_given_back_when_it_is_told_to_stop(fleet: F
         await fleet.emptied()
     assert len(first.inputs) + len(second.inputs) == 12
     assert len(first.inputs) <= 2  # no more than had been begun
+    assert suspected == []
     assert await fleet.dead_letters() == []

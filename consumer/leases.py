@@ -105,8 +105,13 @@ class Leases:
             RedisError: Redis cannot be asked now; nothing must be run.
         """
         ours: set[tuple[Lane, bytes]] = set()
-        for lane, ids in _by_lane(entries):
-            args: list[Arg] = [GROUP, self._consumer, *ids]
+        for lane in LANES:
+            some = [raw for raw in entries if raw.lane is lane]
+            if not some:
+                continue
+            args: list[Arg] = [GROUP, self._consumer]
+            for raw in some:
+                args += [raw.entry_id, _count_of(raw.deaths + 1)]
             found: Any = await _SUSPECT.run(self._redis, [self._keys.lane(lane)], args)
             ours |= {(lane, entry_id) for entry_id in found}
         return [raw for raw in entries if raw.place in ours]
@@ -140,8 +145,13 @@ class Leases:
             start = f"({page[-1]['message_id'].decode()}"
 
 
+def _count_of(deaths: int) -> int:
+    """The delivery count of an entry with which so many consumers have died."""
+    return deaths + 1
+
+
 def _entry(lane: Lane, entry_id: bytes, count: int, fields: list[bytes]) -> RawEntry:
-    """An entry as a script returns it: the delivery count is one more than the consumers that died with it."""
+    """An entry as a script returns it."""
     return RawEntry(lane, entry_id, dict(zip(fields[::2], fields[1::2], strict=True)), max(0, count - 1))
 
 

@@ -285,3 +285,15 @@ async def test_it_counts_what_is_taken_over_by_reason(
         "backstop": 3,
         "lost_reply": 1,
     }
+
+
+async def test_an_attempt_whose_booking_is_repeated_counts_once(redis: Redis, keys: Keys) -> None:
+    """A server that stands still carries out later what we have given up and asked again."""
+    for lane in LANES:
+        await held(redis, keys, "dead", 2, lane)
+    mine = leases_of(redis, keys, "me")
+    taken = await mine.abandoned(100)
+    for _ in range(3):
+        assert await mine.book(taken) == taken
+    found = await leases_of(redis, keys, "other").abandoned(100)
+    assert [raw.deaths for raw in found] == [2] * 4

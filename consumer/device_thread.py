@@ -33,8 +33,6 @@ MOST_UNDELIVERED = 4
 """Batches that may be done and not yet handed to the publisher. A Redis that takes no answers so stops the device."""
 _PAUSE_S = 0.05
 """A longer time between two batches was no part of the work."""
-ASK_TIMEOUT_S = 10.0
-"""Longest wait for the event loop's word before a trial; it gives up earlier by itself."""
 
 log = get_logger()
 T = TypeVar("T")
@@ -278,16 +276,18 @@ class DeviceThread:
                 self._rows.budget = lowered
 
     def _ask(self, question: Coroutine[Any, Any, T], otherwise: T) -> T:
-        """Have something done on the event loop and wait for it; `otherwise` when that loop has ended."""
+        """Have something done on the event loop and wait for it; `otherwise` when that loop has ended.
+
+        There is no timeout: what is asked ends soon, or waits for a Redis that takes no answers, as the device must.
+        """
         try:
-            future = asyncio.run_coroutine_threadsafe(question, self._loop)
+            answer = asyncio.run_coroutine_threadsafe(question, self._loop)
         except RuntimeError:
             question.close()
             return otherwise
         try:
-            return future.result(ASK_TIMEOUT_S)
-        except (TimeoutError, CancelledError) as error:  # it is not cancelled: a Redis command may be under way
-            log.warning("device.no_answer", error=repr(error))
+            return answer.result()
+        except CancelledError:
             return otherwise
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:

@@ -13,11 +13,14 @@ from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import InvalidInput, MalformedJob
 from embedstream.shared.jobs import Job, LongInputs, TruncationSide
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
+from embedstream.shared.logs import get_logger
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.results import ResultPart, Status, failed
 from embedstream.shared.tokenization import TextTokenizer, cut, offsets, resolve_truncation
 
 from .entries import Entry, RawEntry
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,13 @@ class Intake:
             return await self._rows(raw, job, reply_to)
         except InvalidInput as error:
             return self._refuse(raw, job, reply_to, Status.INVALID_INPUT, str(error))
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the tokenizer is no `Exception`; it must not end the consumer
+            log.exception("intake.failed", entry=raw.entry_id.decode())
+            return self._refuse(
+                raw, job, reply_to, Status.FAILED, f"The job could not be prepared: {type(error).__name__}."
+            )
 
     def give_up(self, raw: RawEntry, reason: str) -> Refused:
         """What a job's sender is told when it will not be computed, and is kept as a dead letter."""

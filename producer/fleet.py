@@ -94,7 +94,7 @@ class Fleet:
         self._prefix = prefix
         self._model = model
         self._cache = cache
-        self._checked_s = float("-inf")
+        self._checked_s = self._heard_s = float("-inf")
         self._trouble: str | None = "Redis has not been asked yet."
         self._unreadable: set[bytes] = set()  # values already complained about
         self._refreshing: asyncio.Task[None] | None = None
@@ -151,13 +151,19 @@ class Fleet:
         try:
             await asking
             self.redis_ok = True
+            self._heard_s = asyncio.get_running_loop().time()
         except UnfitServer as error:
             self._in_trouble(str(error), "fleet.unfit_server", error)
             self.redis_ok = self._server_checked = False
         except (RedisError, OSError) as error:
-            trouble = f"Redis refuses us: {error}" if is_refusal(error) else "Redis cannot be reached."
-            self._in_trouble(trouble, "fleet.redis_away", error)
-            self.redis_ok = self._server_checked = False  # another server may answer next time
+            self._server_checked = False  # another server may answer next time
+            if is_refusal(error):
+                self._in_trouble(f"Redis refuses us: {error}", "fleet.redis_refuses", error)
+                self.redis_ok = False
+            elif asyncio.get_running_loop().time() - self._heard_s > _STALE_S:
+                # Not at once: a lost reply, or a server that restarts, is over before a caller need hear of it.
+                self._in_trouble("Redis cannot be reached.", "fleet.redis_away", error)
+                self.redis_ok = False
             await after_failure(self._redis, error)
         except Exception as error:  # whatever somebody wrote into these keys must not end the polling
             trouble = f"What consumers announce cannot be read: {error}"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from embedstream.consumer import device_thread
 from embedstream.consumer.batching import Dropped, MicroBatch, RowQueue
 from embedstream.consumer.device_thread import MOST_UNDELIVERED, DeviceThread, Done, Trial
 from embedstream.consumer.entries import Entry
@@ -33,12 +32,9 @@ class Attempt:
     entries: list[Entry]
     alone: bool = False
     suspected_row: int | None = None
-    never: bool = False
     marks: list[int] = field(default_factory=list)
 
     async def begin(self) -> list[Entry]:
-        while self.never:
-            await asyncio.sleep(0.01)
         return self.entries
 
     async def mark(self, row: int) -> None:
@@ -153,21 +149,6 @@ async def test_trials_with_nothing_to_run_take_no_place(bench: Bench) -> None:
     bench.thread.start()
     await bench.came(2 * MOST_UNDELIVERED + 1)
     assert len(bench.batches) == 1
-
-
-async def test_a_loop_that_gives_no_word_does_not_hold_the_device(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device_thread, "ASK_TIMEOUT_S", 0.05)
-    stuck = Attempt([entry([10])], never=True)
-    bench.thread.try_apart(stuck)
-    bench.thread.add(Lane.BULK, [entry([10], number=1)])
-    bench.thread.start()
-    await bench.came(2)
-    assert bench.news[0] is stuck
-    assert bench.batches == [[(b"2-0", 0)]]
-    stuck.never = False
-    await asyncio.sleep(0.02)  # its answer comes too late, and is nobody's
 
 
 async def test_what_was_not_begun_can_be_taken_back(bench: Bench) -> None:

@@ -166,3 +166,21 @@ async def test_replies_go_to_reply_streams_only(intake: Intake, job: Job) -> Non
     assert isinstance(refused, Refused)
     assert refused.dead_letter
     assert refused.reply_to == ""
+
+
+async def test_a_tokenizer_that_panics_fails_its_job_alone(wordpiece_json: str, job: Job) -> None:
+    class Panic(BaseException):
+        """Like pyo3's, which is no `Exception`."""
+
+    def panic(*_: Any, **__: Any) -> Any:
+        raise Panic("a private text")
+
+    intake = make(wordpiece_json, RECIPE)
+    texts = ("the",)
+    as_text = replace(job, texts=texts, ids=None, lengths=text_lengths(texts), fingerprint=bytes(16))
+    intake._tokenizer.encode = panic  # type: ignore[method-assign] # as a defect of the library would
+    refused = await intake.accept(raw(as_text), 5000)
+    assert statuses(refused) == [Status.FAILED]
+    assert isinstance(refused, Refused)
+    assert refused.reason == "The job could not be prepared: Panic."
+    assert isinstance(await intake.accept(raw(job), 5000), Entry)

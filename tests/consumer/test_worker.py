@@ -341,7 +341,7 @@ async def test_a_failing_batch_is_answered(
             raise ValueError("a private text")
 
         worker._embedder.embed = broken  # type: ignore[method-assign] # once
-        with pytest.raises(JobFailed, match="ValueError.$"):
+        with pytest.raises(JobFailed, match=r"ValueError\.$"):
             await producer.embed(["a"])
         assert (await producer.embed(["a"])).shape == (1, 32)
 

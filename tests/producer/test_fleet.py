@@ -60,8 +60,14 @@ async def test_without_consumers_requests_wait_only_where_that_was_asked_for(
         await strict.live()
 
 
-async def test_patience_with_consumers_is_none_with_redis(
-    redis_url: str, stub_consumers: Any, keys: Keys, card: ModelCard, prefix: str, tmp_path: Path
+async def test_patience_with_consumers_is_little_with_redis(
+    redis_url: str,
+    stub_consumers: Any,
+    keys: Keys,
+    card: ModelCard,
+    prefix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await announce(redis_url, stub_consumers, keys, card)
     client = connect(redis_url)
@@ -72,6 +78,9 @@ async def test_patience_with_consumers_is_none_with_redis(
         raise RedisTimeoutError("silent")
 
     fleet._refresh = gone  # type: ignore[method-assign] # as if Redis were away
+    await fleet.refresh()
+    assert (await fleet.live()).keys == keys  # one lost reply is no news
+    monkeypatch.setattr(fleet_module, "_STALE_S", 0.0)
     await fleet.refresh()
     with pytest.raises(Unavailable, match="Redis cannot be reached"):
         await fleet.live()

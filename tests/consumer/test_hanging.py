@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from embedstream.consumer.entries import RawEntry
 from embedstream.consumer.worker import Worker
 from embedstream.shared import results
 from embedstream.shared.connections import BLOCK_MS
@@ -73,6 +74,29 @@ async def test_what_a_last_read_brings_to_a_hung_consumer_goes_back(fleet: Fleet
         await asyncio.sleep(BLOCK_MS / 1000 + 0.2)  # until a read that was under way has ended
         assert (await fleet.pending()).get(entry_id) in (None, ("hung", 0))
         hold.go.set()
+        await fleet.answered()
+
+
+async def test_giving_back_does_not_wait_for_the_last_read(fleet: Fleet) -> None:
+    hold, reading, end = Hold(), asyncio.Event(), asyncio.Event()
+
+    async def wait(*_: object) -> list[RawEntry]:
+        reading.set()
+        await end.wait()
+        return []
+
+    async with fleet.consumer(Device(hold), "one") as one:
+        await fleet.ask(1, [[5]])
+        await hold.begun()
+        entry_id = await fleet.ask(2, [[6]])
+        await until(lambda: fleet.in_hand(2))
+        one._reader.wait = wait  # type: ignore[method-assign, assignment] # a blocking read, as long as is wanted
+        await reading.wait()
+        one.stop()
+        await until(lambda: _given_back(fleet, entry_id))
+        end.set()
+        hold.go.set()
+    async with fleet.consumer(Device(), "two"):
         await fleet.answered()
 
 

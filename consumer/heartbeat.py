@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from embedstream.shared.cards import Announcement, ModelCard
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, Script, connect_sync
 from embedstream.shared.keys import Keys, models
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 from .watchdog import State, Watchdog
 
@@ -120,7 +120,7 @@ class Heartbeat:
                     self._fill_in_names()
             except (RedisError, OSError) as error:
                 self._steady_since_s = time.monotonic()
-                log.warning("heartbeat.failed", error=repr(error))
+                log.warning("heartbeat.failed", error=told(error))
 
     def _is_moving(self) -> bool:
         """Ask the watchdog, and act on a change of its mind."""
@@ -144,7 +144,7 @@ class Heartbeat:
             self._redis.delete(self._keys.heartbeat(self._announcement.consumer))
             self._redis.zrem(self._keys.live, self._announcement.consumer)
         except (RedisError, OSError) as error:
-            log.warning("heartbeat.not_removed", error=repr(error))  # it expires by itself
+            log.warning("heartbeat.not_removed", error=told(error))  # it expires by itself
 
     def _beat(self) -> None:
         before_ms = time.monotonic() * 1000

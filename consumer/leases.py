@@ -16,7 +16,7 @@ from embedstream.shared import metrics
 from embedstream.shared.connections import Arg, Script, is_missing_group
 from embedstream.shared.keys import GROUP, Keys
 from embedstream.shared.lanes import LANES, Lane
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 from .entries import RawEntry
 from .hand import Hand
@@ -125,7 +125,7 @@ class Leases:
                 released = await _RELEASE.run(self._redis, keys, args)
                 log.info("leases.given_back", jobs=released, lane=lane.value)
             except (RedisError, OSError) as error:  # then they are taken over when our heartbeat is gone
-                log.warning("leases.not_given_back", jobs=len(ids), error=repr(error))
+                log.warning("leases.not_given_back", jobs=len(ids), error=told(error))
 
     async def _unseen(self, lane: Lane) -> list[bytes]:
         """Ids pending for us that are not in hand, page by page."""

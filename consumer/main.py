@@ -11,7 +11,7 @@ from embedstream.shared import exits, logs
 from embedstream.shared.connections import connect_sync, is_refusal
 from embedstream.shared.errors import ModelLoadError, ServerNotFound, UnfitServer
 from embedstream.shared.keys import Keys
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
@@ -83,6 +83,6 @@ def _leave_reason(url: str, key: str, reason: str) -> None:
     try:
         client.set(key, reason, ex=STATUS_TTL_S)
     except (RedisError, OSError) as error:
-        log.warning("consumer.reason_not_left", error=repr(error))
+        log.warning("consumer.reason_not_left", error=told(error))
     finally:
         client.close()

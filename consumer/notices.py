@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from embedstream.shared.connections import BLOCK_MS, after_failure, backoff_s, pause
 from embedstream.shared.keys import FIELD_CANCELLED, FIELD_RELEASED, Keys
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 ID_BYTES = 16
 READ_COUNT = 256
@@ -76,7 +76,7 @@ class Notices:
                 reply: Any = await self._reader.xread({self._stream: self._last}, READ_COUNT, BLOCK_MS)
                 pauses = backoff_s()
             except (RedisError, OSError) as error:
-                log.warning("notices.read_failed", error=repr(error))
+                log.warning("notices.read_failed", error=told(error))
                 await after_failure(self._reader, error)
                 await pause(next(pauses), stopping)
                 continue

@@ -21,7 +21,7 @@ from embedstream.shared import metrics
 from embedstream.shared.connections import after_failure, backoff_s, is_transient
 from embedstream.shared.keys import FIELD_PARTS, GROUP, Keys
 from embedstream.shared.lanes import LANES
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 from embedstream.shared.results import MAX_PART_BYTES, ResultPart, Status, frame, split
 
 from .entries import Entry, RawEntry
@@ -172,7 +172,7 @@ class Publisher:
                 await self._publish(answers)
             except (RedisError, OSError) as error:
                 # The answers are held until Redis takes them; their leases stay ours meanwhile.
-                log.warning("publisher.failed", error=repr(error), jobs=len(answers))
+                log.warning("publisher.failed", error=told(error), jobs=len(answers))
                 await after_failure(self._redis, error)
                 await asyncio.sleep(pause_s)
             else:
@@ -243,7 +243,7 @@ def _check(outcomes: list[Any]) -> None:
         if is_transient(error):
             raise error
     for error in errors:
-        log.error("publisher.reply_refused", error=repr(error))
+        log.error("publisher.reply_refused", error=told(error))
 
 
 def _last_parts(answers: Iterable[Answer]) -> Iterator[tuple[str, list[bytes]]]:

@@ -19,7 +19,7 @@ from embedstream.shared.connections import (
 from embedstream.shared.jobs import MAX_BODY_BYTES
 from embedstream.shared.keys import GROUP, Keys
 from embedstream.shared.lanes import LANES, Lane
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 from .entries import RawEntry
 
@@ -106,14 +106,14 @@ class LaneReader:
 
     async def _recover(self, error: Exception) -> None:
         """Log and pause: a failed read reads as nothing, and the loop never ends on it."""
-        log.warning("reader.failed", error=repr(error))
+        log.warning("reader.failed", error=told(error))
         await after_failure(self._redis, error)
         await asyncio.sleep(next(self._pauses))
         if is_missing_group(error):
             try:
                 await self.prepare()
             except (RedisError, OSError) as second:
-                log.warning("reader.no_group", error=repr(second))
+                log.warning("reader.no_group", error=told(second))
 
     def _entries(self, reply: Any) -> list[RawEntry]:
         self._pauses = backoff_s()

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from embedstream.shared import metrics
 from embedstream.shared.keys import Keys
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 from embedstream.shared.results import Status
 
 from .entries import Entry, RawEntry
@@ -154,7 +154,7 @@ class Suspects:
                 return []
             ours = await self._leases.book(trial.raws)
         except (RedisError, OSError) as error:
-            log.warning("suspects.not_booked", jobs=len(trial.raws), error=repr(error))
+            log.warning("suspects.not_booked", jobs=len(trial.raws), error=told(error))
             return []
         trial.begun = True
         trial.remember(rows)
@@ -178,7 +178,7 @@ class Suspects:
                 pipe.expire(self._keys.trials, TRIALS_TTL_S)
                 await pipe.execute()
         except (RedisError, OSError) as error:
-            log.warning("suspects.not_marked", error=repr(error))
+            log.warning("suspects.not_marked", error=told(error))
 
     def _is_for_alone(self, raw: RawEntry) -> bool:
         """After a second death; sooner where the limit leaves no room for a group."""

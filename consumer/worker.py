@@ -20,7 +20,7 @@ from embedstream.shared.cards import ModelCard
 from embedstream.shared.connections import READER_TIMEOUT_S, after_failure, backoff_s, is_transient, pause
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES, Lane
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 from embedstream.shared.results import Status
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
@@ -286,7 +286,7 @@ class Worker:
             except (RedisError, OSError) as error:
                 if not is_transient(error):
                     raise
-                log.warning("worker.redis_away", redis=self._clients.where, error=repr(error))
+                log.warning("worker.redis_away", redis=self._clients.where, error=told(error))
                 await pause(pause_s, self._stop)
             else:
                 break
@@ -390,7 +390,7 @@ class Worker:
                 if not self._hung and self._heartbeat.is_steady():
                     found = await self._leases.abandoned(room)
             except (RedisError, OSError) as error:
-                log.warning("leases.failed", error=repr(error))
+                log.warning("leases.failed", error=told(error))
                 await after_failure(self._clients.commands, error)
             await self._take_in(found)
             if not found or len(found) < room:  # else there may be more

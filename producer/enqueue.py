@@ -19,7 +19,7 @@ from embedstream.shared.connections import Arg, Script, after_failure, is_out_of
 from embedstream.shared.errors import Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 from .admission import Admission, Refusal, Terms, Verdict, tokens_of
 from .pending import PendingRequest, SentJob
@@ -197,11 +197,11 @@ class Writer:
                     group.request.fail(Unavailable("The queue's Redis is out of memory.", retry_after_s=2.0))
         elif is_transient(error):
             # The jobs may or may not be stored. Reconciling finds out; asking again here could store them twice.
-            log.warning("enqueue.unknown", error=repr(error), requests=len(groups))
+            log.warning("enqueue.unknown", error=told(error), requests=len(groups))
             self._lost_contact.set()
             await after_failure(self._redis, error)
         else:
-            log.error("enqueue.refused", error=repr(error), requests=len(groups))
+            log.error("enqueue.refused", error=told(error), requests=len(groups))
             for group in groups:
                 group.request.fail(Unavailable(f"Redis refused the jobs: {error}"))
 

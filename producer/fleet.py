@@ -16,7 +16,7 @@ from embedstream.shared.connections import after_failure, is_refusal, pause
 from embedstream.shared.errors import MalformedMessage, Unavailable, UnfitServer
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.lanes import LANES
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
@@ -173,7 +173,7 @@ class Fleet:
 
     def _in_trouble(self, trouble: str, event: str, error: Exception) -> None:
         if trouble != self._trouble:
-            log.warning(event, redis=self._where, error=repr(error))
+            log.warning(event, redis=self._where, error=told(error))
         self._trouble = trouble
 
     async def live(self) -> ServedModel:

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from embedstream.shared.connections import after_failure, backoff_s, is_transient, pause
 from embedstream.shared.keys import FIELD_CANCELLED, Keys
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 NOTICES_KEPT = 10_000
 """Entries of the stream, about; consumers read it as it grows."""
@@ -57,7 +57,7 @@ class Notices:
                 await self._send()
                 pauses = backoff_s()
             except (RedisError, OSError) as error:
-                log.warning("notices.failed", error=repr(error), waiting=len(self._waiting))
+                log.warning("notices.failed", error=told(error), waiting=len(self._waiting))
                 await after_failure(self._redis, error)
                 if not is_transient(error):
                     self._waiting.clear()
@@ -70,7 +70,7 @@ class Notices:
         try:
             await self._send()
         except (RedisError, OSError) as error:
-            log.warning("notices.lost", error=repr(error), waiting=len(self._waiting))
+            log.warning("notices.lost", error=told(error), waiting=len(self._waiting))
 
     async def _send(self) -> None:
         while self._waiting:

@@ -18,7 +18,7 @@ from embedstream.shared.connections import Script, after_failure, pause
 from embedstream.shared.errors import Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 from .admission import Admission
 from .enqueue import Writer
@@ -85,7 +85,7 @@ class Reconciler:
                 await self._look(at_once=at_once)
             except (RedisError, OSError) as error:
                 if not self._away:
-                    log.warning("reconcile.redis_away", error=repr(error))
+                    log.warning("reconcile.redis_away", error=told(error))
                 self._away = True
                 self._lost_contact.set()  # whatever was to be looked for still is
                 await after_failure(self._redis, error)

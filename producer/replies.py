@@ -19,7 +19,7 @@ from embedstream.shared.connections import BLOCK_MS, Script, after_failure, back
 from embedstream.shared.errors import MalformedResult
 from embedstream.shared.keys import FIELD_PARTS, GROUP, Keys
 from embedstream.shared.lanes import LANES
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 from .pending import PendingRequest
 
@@ -88,7 +88,7 @@ class Replies:
                 await self._read(BLOCK_MS)
                 pauses = backoff_s()
             except (RedisError, OSError) as error:
-                log.warning("replies.read_failed", error=repr(error))
+                log.warning("replies.read_failed", error=told(error))
                 self._lost_contact.set()
                 await after_failure(self._reader, error)
                 await pause(next(pauses), stopping)

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from embedstream.shared.connections import connect_reader
 from embedstream.shared.errors import Unavailable
 from embedstream.shared.keys import Keys
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import get_logger, told
 
 from .enqueue import Writer
 from .fleet import Fleet
@@ -123,7 +123,7 @@ def start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
-            log.critical("producer.loop_ended", loop=name, error=repr(task.exception()))
+            log.critical("producer.loop_ended", loop=name, error=told(task.exception()))
 
     task.add_done_callback(ended)
     return task

@@ -64,3 +64,11 @@ class _Stderr(logging.Handler):
             sys.stderr.write(f"{record.getMessage()}\n")
         except (OSError, ValueError):  # closed at the end of the process
             self.handleError(record)
+
+
+def told(error: BaseException | None) -> str:
+    """An error of Redis or the network for a log line: its class and what it says, which its `repr` leaves out.
+
+    Not for what a tokenizer or a model raises: that may quote a text.
+    """
+    return f"{type(error).__name__}: {error}"

@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 @dataclass
 class Line:
-    """One request; times are on the monotonic clock."""
+    """One request; times are on the monotonic clock, `queue_s` is what the API says it waited for its forward pass."""
 
     asked: Asked
     sent_s: float
@@ -38,6 +38,7 @@ class Line:
     status: int = 0
     detail: str = ""
     retry_after_s: float = 0.0
+    queue_s: float = 0.0
 
     @property
     def wait_s(self) -> float:
@@ -72,6 +73,7 @@ class Ledger:
         line.ended_s = time.monotonic()
         line.status = answer.status
         line.outcome = _OF_STATUS.get(answer.status, Outcome.FAILED)
+        line.queue_s = float(answer.headers.get("x-queue-time-ms", 0)) / 1000
         line.retry_after_s = float(answer.headers.get("retry-after", 0))
         if line.outcome is not Outcome.OK:
             line.detail = answer.body[:200].decode(errors="replace")

@@ -39,27 +39,35 @@ class Proxy:
         """Cut all connections."""
         if self._server is not None:
             self._server.close()
+        await asyncio.sleep(0)  # connections that were just accepted get their task
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # and the sockets are closed
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        with suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
-            there = asyncio.create_task(self._pass_on(reader, far_writer, lossy=False))
-            back = asyncio.create_task(self._pass_on(far_reader, writer, lossy=True))
-            try:
-                await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for one in (there, back):
-                    one.cancel()
-                await asyncio.gather(there, back, return_exceptions=True)
-                far_writer.transport.abort()
-        writer.transport.abort()
+        try:
+            await self._serve(reader, writer)
+        except OSError:
+            return  # the server is not there, or gone
+        finally:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        there = asyncio.create_task(self._pass_on(reader, far_writer, lossy=False))
+        back = asyncio.create_task(self._pass_on(far_reader, writer, lossy=True))
+        try:
+            await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            far_writer.transport.abort()
+            for one in (there, back):
+                one.cancel()
+            await asyncio.wait((there, back))
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, lossy: bool) -> None:
         with suppress(OSError):

@@ -12,15 +12,16 @@ from redis.exceptions import RedisError
 
 from embedstream.shared import metrics
 from embedstream.shared.cards import Announcement, CardCache, ModelCard, ModelEntry
-from embedstream.shared.connections import after_failure, is_refusal, pause
+from embedstream.shared.connections import after_failure, pause
 from embedstream.shared.errors import MalformedMessage, Unavailable, UnfitServer
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.lanes import LANES
-from embedstream.shared.logs import get_logger, told
+from embedstream.shared.logs import get_logger
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
 from .admission import TOTALS_FIELDS, Admission
+from .contact import Contact
 
 POLL_S = 0.5
 SAMPLE_S = 0.2
@@ -91,10 +92,12 @@ class Fleet:
         self._warned: set[str] = set()
         self._lanes: dict[Keys, _Lanes] = {}  # more than one only after the model on the queue was replaced
         self._where = where
+        self._fleet_contact = Contact(where, "What consumers announce")
+        self._lanes_contact = Contact(where, "What is on the lanes")
         self._prefix = prefix
         self._model = model
         self._cache = cache
-        self._checked_s = self._heard_s = float("-inf")
+        self._checked_s = float("-inf")
         self._trouble: str | None = "Redis has not been asked yet."
         self._unreadable: set[bytes] = set()  # values already complained about
         self._refreshing: asyncio.Task[None] | None = None
@@ -108,7 +111,8 @@ class Fleet:
     @property
     def trouble(self) -> str | None:
         """Why a request would not be answered now, or None."""
-        return self._trouble
+        # Without looks at the lanes, requests would be admitted by what was there long ago.
+        return self._fleet_contact.trouble or self._lanes_contact.trouble or self._trouble
 
     def admission(self, keys: Keys, lost_contact: asyncio.Event | None = None) -> Admission:
         """What requests of a model are admitted by; kept fresh from now on.
@@ -132,8 +136,8 @@ class Fleet:
         while not stopping.is_set():
             if loop.time() - self._checked_s >= POLL_S:
                 await self.refresh()
-            if self.redis_ok:
-                await self._guarded(self._sample())
+            if self._fleet_contact.ok:
+                await self._guarded(self._sample(), self._lanes_contact)
             await pause(SAMPLE_S, stopping)
 
     async def refresh(self) -> None:
@@ -143,38 +147,22 @@ class Fleet:
         await asyncio.shield(self._refreshing)  # a caller who gives up must not stop it for the others
 
     async def _ask(self) -> None:
-        await self._guarded(self._refresh())
+        await self._guarded(self._refresh(), self._fleet_contact)
+        if self._fleet_contact.ok and self._lanes_contact.trouble is not None:  # it may be over too
+            await self._guarded(self._sample(), self._lanes_contact)
         self._checked_s = asyncio.get_running_loop().time()
 
-    async def _guarded(self, asking: Coroutine[Any, Any, None]) -> None:
-        """Ask something of Redis; whatever goes wrong becomes the trouble."""
+    async def _guarded(self, asking: Coroutine[Any, Any, None], contact: Contact) -> None:
+        """Ask something of Redis; whatever goes wrong becomes the trouble, and must not end the polling."""
         try:
             await asking
-            self.redis_ok = True
-            self._heard_s = asyncio.get_running_loop().time()
-        except UnfitServer as error:
-            self._in_trouble(str(error), "fleet.unfit_server", error)
-            self.redis_ok = self._server_checked = False
-        except (RedisError, OSError) as error:
-            self._server_checked = False  # another server may answer next time
-            if is_refusal(error):
-                self._in_trouble(f"Redis refuses us: {error}", "fleet.redis_refuses", error)
-                self.redis_ok = False
-            elif asyncio.get_running_loop().time() - self._heard_s > _STALE_S:
-                # Not at once: a lost reply, or a server that restarts, is over before a caller need hear of it.
-                self._in_trouble("Redis cannot be reached.", "fleet.redis_away", error)
-                self.redis_ok = False
-            await after_failure(self._redis, error)
-        except Exception as error:  # whatever somebody wrote into these keys must not end the polling
-            trouble = f"What consumers announce cannot be read: {error}"
-            if trouble != self._trouble:
-                log.exception("fleet.failed")
-            self._trouble = trouble
-
-    def _in_trouble(self, trouble: str, event: str, error: Exception) -> None:
-        if trouble != self._trouble:
-            log.warning(event, redis=self._where, error=told(error))
-        self._trouble = trouble
+            contact.heard()
+        except Exception as error:  # noqa: BLE001 - the contact logs what is not Redis's
+            contact.failed(error)
+            if isinstance(error, (RedisError, OSError, UnfitServer)):
+                self._server_checked = False  # another server may answer next time
+                await after_failure(self._redis, error)
+        self.redis_ok = self._fleet_contact.ok and self._lanes_contact.trouble is None
 
     async def live(self) -> ServedModel:
         """The model, when somebody serves it now, or when requests may wait for the first consumer.
@@ -183,14 +171,14 @@ class Fleet:
             Unavailable: no Redis, no such model, or no consumer; within 2.2 s, whatever Redis does.
         """
         age_s = asyncio.get_running_loop().time() - self._checked_s
-        if self._trouble is not None or age_s > _STALE_S:  # good news is worth a question
+        if self.trouble is not None or age_s > _STALE_S:  # good news is worth a question
             asking = asyncio.ensure_future(self.refresh())
             done, _ = await asyncio.wait({asking}, timeout=_PATIENCE_S)
             if not done:  # it goes on; only this caller waits no longer
                 raise Unavailable("Redis does not answer.", retry_after_s=2.0)
-        if self.served is not None and (self._trouble is None or self._only_consumers_lack):
+        if self.served is not None and (self.trouble is None or self._only_consumers_lack):
             return self.served
-        raise Unavailable(self._trouble or "No consumer is alive.", retry_after_s=2.0)
+        raise Unavailable(self.trouble or "No consumer is alive.", retry_after_s=2.0)
 
     @property
     def _only_consumers_lack(self) -> bool:

@@ -45,6 +45,8 @@ _TRANSIENT_WORDS = {
 }
 _IN_SCRIPT = re.compile(r"@user_script: ?\d+: -([A-Z]+) ")
 """Where Redis 6.2 puts the error of a command that failed within a script."""
+_IN_PIPELINE = re.compile(r"""^Command # .* of pipeline caused error: \(['"]""", re.DOTALL)
+"""What redis-py puts before the error of a command that failed within a pipeline."""
 
 Arg = bytes | str | int | float
 
@@ -119,8 +121,9 @@ def _word(error: BaseException) -> str:
     """The word an error reply begins with, or that of the command that failed in a script; "" for other errors."""
     if not isinstance(error, exceptions.ResponseError):
         return ""
-    inner = _IN_SCRIPT.search(str(error))
-    return inner[1] if inner else str(error).partition(" ")[0]
+    said = _IN_PIPELINE.sub("", str(error))
+    inner = _IN_SCRIPT.search(said)
+    return inner[1] if inner else said.partition(" ")[0]
 
 
 def is_missing_group(error: BaseException) -> bool:

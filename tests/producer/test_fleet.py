@@ -11,13 +11,14 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from embedstream.producer import contact as contact_module
 from embedstream.producer import fleet as fleet_module
 from embedstream.producer.fleet import Fleet
 from embedstream.shared import metrics
 from embedstream.shared.cards import CardCache, ModelCard
 from embedstream.shared.connections import connect
 from embedstream.shared.errors import Unavailable, UnfitServer
-from embedstream.shared.keys import Keys
+from embedstream.shared.keys import Keys, models
 from embedstream.shared.lanes import Lane
 from embedstream.shared.server_checks import ServerReport
 
@@ -80,7 +81,7 @@ async def test_patience_with_consumers_is_little_with_redis(
     fleet._refresh = gone  # type: ignore[method-assign] # as if Redis were away
     await fleet.refresh()
     assert (await fleet.live()).keys == keys  # one lost reply is no news
-    monkeypatch.setattr(fleet_module, "_STALE_S", 0.0)
+    monkeypatch.setattr(contact_module, "GRACE_S", 0.0)
     await fleet.refresh()
     with pytest.raises(Unavailable, match="Redis cannot be reached"):
         await fleet.live()
@@ -121,7 +122,7 @@ async def test_an_unfit_server_is_the_trouble(follower: Any, stub: Any, monkeypa
     assert asked == 2  # not asked at every poll
     admission = fleet.admission((await fleet.live()).keys)
     assert admission.lane_limit_bytes(Lane.INTERACTIVE) == 200
-    await fleet._guarded(failing())
+    await fleet._guarded(failing(), fleet._lanes_contact)
     await fleet.refresh()
     assert asked == 3  # another server may have answered
 
@@ -154,3 +155,42 @@ async def without_group(redis: Redis, keys: Keys) -> None:
     await redis.delete(keys.lane(Lane.BULK))
     for _ in range(2):
         await redis.xadd(keys.lane(Lane.BULK), {"h": b"h", "b": b"b", "rt": b""})
+
+
+async def test_what_nobody_mends_by_waiting_is_told_at_once(
+    follower: Any, stub: Any, redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the lanes can be looked at says nothing of the table of models, and must not excuse it."""
+    fleet = follower()
+    await fleet.live()
+    await redis.delete(models(keys.prefix))
+    await redis.set(models(keys.prefix), "no table")
+    for _ in range(2):
+        await fleet.refresh()
+        await fleet._guarded(fleet._sample(), fleet._lanes_contact)
+    assert "What consumers announce cannot be read: WRONGTYPE" in fleet.trouble
+    assert not fleet.redis_ok
+    assert sum("fleet.redis_refuses" in line for line in caplog.messages) == 1
+    with pytest.raises(Unavailable, match="WRONGTYPE"):
+        await fleet.live()
+
+
+async def test_lanes_that_cannot_be_looked_at_are_a_trouble_until_they_can(
+    follower: Any, stub: Any, redis: Redis, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else requests would be admitted for ever by what once was on the lanes."""
+    fleet, stopping = follower(), asyncio.Event()
+    await fleet.live()
+    await redis.delete(keys.totals)
+    await redis.set(keys.totals, "no hash")
+    polling = asyncio.create_task(fleet.run(stopping))
+    async with asyncio.timeout(20):
+        while fleet.trouble is None:
+            await asyncio.sleep(0.01)
+    with pytest.raises(Unavailable, match=r"What is on the lanes cannot be read: .*WRONGTYPE"):
+        await fleet.live()
+    assert sum("fleet.redis_refuses" in line for line in caplog.messages) == 1
+    await redis.delete(keys.totals)
+    await fleet.live()  # it was mended, and the question is asked at once
+    stopping.set()
+    await polling

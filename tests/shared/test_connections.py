@@ -31,6 +31,11 @@ def _within_script(reply: str) -> str:
     return f"Error running script (call to f_0a1b): @user_script:17: @user_script: 17: -{reply}"
 
 
+def _within_pipeline(reply: str) -> str:
+    """How redis-py tells the error of a command that failed in a pipeline."""
+    return f"Command # 2 (XADD stream * p x) of pipeline caused error: {(reply,)}"
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -47,6 +52,8 @@ def _within_script(reply: str) -> str:
         exceptions.ResponseError("MISCONF Errors writing to the AOF file"),
         exceptions.ResponseError("BUSY Redis is busy running a script."),
         exceptions.ResponseError(_within_script("READONLY You can't write against a read only replica.")),
+        exceptions.ResponseError(_within_pipeline("BUSY Redis is busy running a script.")),
+        exceptions.ResponseError(_within_pipeline("MISCONF It can't write to the AOF file")),
         ConnectionRefusedError(),
     ],
     ids=repr,
@@ -63,6 +70,7 @@ def test_transient_errors_are_worth_another_try(error: Exception) -> None:
         exceptions.NoPermissionError("NOPERM"),
         exceptions.ResponseError("BUSYGROUP Consumer Group name already exists"),
         exceptions.ResponseError(_within_script("WRONGTYPE Operation against a key")),
+        exceptions.ResponseError(_within_pipeline("WRONGTYPE Operation against a key")),
         ValueError("ours"),
     ],
     ids=repr,

@@ -7,7 +7,7 @@ themselves once they are owed their share.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -177,6 +177,8 @@ class RowQueue:
         self._bulk_share = bulk_share
         self._lanes = {lane: _Waiting() for lane in LANES}
         self._interactive_at_ms = float("-inf")
+        self._earliest_ms = float("inf")  # no row's deadline is before it
+        self._changes_seen: int | None = None  # of the abandoned requests, when all rows were looked at
         # Both are kept: of queries in a trickle the tokens are few and the time is all there is.
         self._owed_tokens = 0.0
         self._owed_s = 0.0
@@ -192,20 +194,30 @@ class RowQueue:
         """Let the rows of some jobs wait."""
         if entries:
             self._lanes[lane].add(entries)
+            self._earliest_ms = min(self._earliest_ms, *(entry.deadline_ms for entry in entries))
 
-    def drop(self, now_ms: float, cancelled: Container[bytes]) -> list[tuple[Entry, Dropped]]:
+    def drop(
+        self, now_ms: float, cancelled: Mapping[bytes, int], changes: int | None = None
+    ) -> list[tuple[Entry, Dropped]]:
         """Remove the rows of jobs nobody waits for.
 
         Args:
             now_ms: on Redis's clock.
-            cancelled: ids of requests that were abandoned.
+            cancelled: requests that were abandoned, and when that was said, on the same clock.
+            changes: how often something was added to them; where it is what it was, only deadlines are looked at. None
+                looks at all.
         """
-        dropped = []
+        dropped: list[tuple[Entry, Dropped]] = []
+        if changes is not None and changes == self._changes_seen and now_ms <= self._earliest_ms:
+            return dropped
+        self._changes_seen = changes
         for lane in self._lanes.values():
             reasons = [_reason_to_drop(entry, now_ms, cancelled) for entry in lane.entries]
             if any(reasons):
                 dropped += [(lane.entries[place], reason) for place, reason in enumerate(reasons) if reason]
                 lane.remove(np.array([reason is not None for reason in reasons]))
+        left = [entry.deadline_ms for lane in self._lanes.values() for entry in lane.entries]
+        self._earliest_ms = min(left, default=float("inf"))
         return dropped
 
     def release(self) -> list[Entry]:
@@ -275,8 +287,8 @@ class RowQueue:
         self._owed_s = max(0.0, self._owed_s + self._bulk_share * seconds - (seconds if bulk_leads else 0.0))
 
 
-def _reason_to_drop(entry: Entry, now_ms: float, cancelled: Container[bytes]) -> Dropped | None:
-    if entry.job.request_id in cancelled:
+def _reason_to_drop(entry: Entry, now_ms: float, cancelled: Mapping[bytes, int]) -> Dropped | None:
+    if entry.is_called_off(cancelled):
         return Dropped.CANCELLED
     return Dropped.EXPIRED if now_ms > entry.deadline_ms else None
 

@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,12 +25,15 @@ from . import isolation
 from .batching import Dropped, MicroBatch, RowQueue, in_batches, row_by_row
 from .entries import Entry
 from .isolation import Piece
+from .notices import Cancelled
 from .outcome import Embedded, Embeds
 from .pace import Pace
 from .watchdog import Watchdog
 
 MOST_UNDELIVERED = 4
 """Batches that may be done and not yet handed to the publisher. A Redis that takes no answers so stops the device."""
+GOOD_BATCHES = 100
+"""After so many batches that fitted, a lowered budget rises by a quarter."""
 _PAUSE_S = 0.05
 """A longer time between two batches was no part of the work."""
 
@@ -94,7 +97,7 @@ class DeviceThread:
         pace: taught by the batches.
         watchdog: told of each batch.
         now_ms: the time on Redis's clock.
-        cancelled: ids of abandoned requests; other threads may add to it.
+        cancelled: abandoned requests; the event loop adds to them. What is added here must have been looked up there.
         listener: told what happens.
     """
 
@@ -105,7 +108,7 @@ class DeviceThread:
         pace: Pace,
         watchdog: Watchdog,
         now_ms: Callable[[], float],
-        cancelled: Container[bytes],
+        cancelled: Cancelled,
         listener: Listener,
     ) -> None:
         self._rows = rows
@@ -115,13 +118,22 @@ class DeviceThread:
         self._now_ms = now_ms
         self._cancelled = cancelled
         self._listener = listener
+        self._full_budget = rows.budget
+        self._good_batches = 0  # since one did not fit
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()
+        # The rows belong to the device's thread. What comes waits beside them: the event loop shall wait for no lock.
+        self._coming: deque[tuple[Lane, Sequence[Entry]]] = deque()
+        self._added = dict.fromkeys(LANES, 0)  # tokens; the event loop alone writes here
+        self._gone = dict.fromkeys(LANES, 0)  # tokens; the device's thread alone writes here
+        self._rows_lock = threading.Lock()  # the event loop takes it only to take rows back
+        self._wake = threading.Event()
         self._places = threading.Semaphore(MOST_UNDELIVERED)
         self._trials: deque[Trial] = deque()
         self._finishing = False
         self._abandoned = False
         self._ended_s = 0.0  # of the batch before
+        self._fitted = True  # whether the batch under way has fitted into memory so far
+        metrics.BATCH_BUDGET_TOKENS.set(rows.budget)
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the thread has ended; with its error, should it ever end by one."""
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -131,21 +143,19 @@ class DeviceThread:
         self._thread.start()
 
     def add(self, lane: Lane, entries: Sequence[Entry]) -> None:
-        """Let the rows of some jobs wait."""
-        with self._changed:
-            self._rows.add(lane, entries)
-            self._changed.notify()
+        """Let the rows of some jobs wait. Called on the event loop, where none of them is known to be cancelled."""
+        self._added[lane] += sum(int(entry.tokens.lengths[entry.waiting_rows()].sum()) for entry in entries)
+        self._coming.append((lane, entries))
+        self._wake.set()
 
     def try_apart(self, trial: Trial) -> None:
         """Run a trial as the next thing."""
-        with self._changed:
-            self._trials.append(trial)
-            self._changed.notify()
+        self._trials.append(trial)
+        self._wake.set()
 
     def tokens(self, lane: Lane) -> int:
         """Tokens that wait on a lane."""
-        with self._changed:
-            return self._rows.tokens(lane)
+        return self._added[lane] - self._gone[lane]
 
     def delivered(self) -> None:
         """A batch that was done has been handed on."""
@@ -153,22 +163,26 @@ class DeviceThread:
 
     def release(self) -> tuple[list[Entry], list[Trial]]:
         """Take back the jobs of which no row has gone to the device, and the trials that were not begun."""
-        with self._changed:
-            trials = list(self._trials)
-            self._trials.clear()
-            return self._rows.release(), trials
+        with self._rows_lock:
+            self._take_up()
+            before = {lane: self._rows.tokens(lane) for lane in LANES}
+            released = self._rows.release()
+            for lane in LANES:
+                self._added[lane] -= before[lane] - self._rows.tokens(lane)
+            trials = []
+            while self._trials:
+                trials.append(self._trials.popleft())
+            return released, trials
 
     def finish(self) -> None:
         """No more rows will come: end when those that wait are done."""
-        with self._changed:
-            self._finishing = True
-            self._changed.notify()
+        self._finishing = True
+        self._wake.set()
 
     def abandon(self) -> None:
         """Nobody waits for results any more: begin no further batch."""
-        with self._changed:
-            self._abandoned = True
-            self._changed.notify()
+        self._abandoned = True
+        self._wake.set()
         self._places.release()
 
     def _run(self) -> None:
@@ -206,21 +220,35 @@ class DeviceThread:
         """A trial first, then the rows that wait; None when there will be nothing more."""
         began_s = time.monotonic()
         try:
-            with self._changed:
-                while not self._abandoned:
+            while not self._abandoned:
+                self._wake.clear()  # before looking: what comes from now on is seen at the next look
+                finishing = self._finishing
+                with self._rows_lock:
                     if self._trials:
                         return self._trials.popleft()
-                    now_ms = self._now_ms()
-                    dropped = self._rows.drop(now_ms, self._cancelled)
-                    if dropped:
-                        self._tell(self._listener.dropped, dropped)
-                    batch = self._rows.take(now_ms)
-                    if batch is not None or self._finishing:
-                        return batch
-                    self._changed.wait()
-                return None
+                    batch = self._next_batch()
+                if batch is not None or finishing:
+                    return batch
+                self._wake.wait()
+            return None
         finally:
             metrics.DEVICE_SECONDS.labels("no_work").inc(time.monotonic() - began_s)
+
+    def _next_batch(self) -> MicroBatch | None:
+        self._take_up()
+        now_ms, before = self._now_ms(), {lane: self._rows.tokens(lane) for lane in LANES}
+        dropped = self._rows.drop(now_ms, self._cancelled, self._cancelled.changes)
+        batch = self._rows.take(now_ms)
+        for lane in LANES:
+            self._gone[lane] += before[lane] - self._rows.tokens(lane)
+        if dropped:
+            self._tell(self._listener.dropped, dropped)
+        return batch
+
+    def _take_up(self) -> None:
+        """Let what has come wait among the rows."""
+        while self._coming:
+            self._rows.add(*self._coming.popleft())
 
     def _run_trial(self, trial: Trial) -> None:
         """Run suspects: booked in Redis first, so that the attempt counts even if it is our last."""
@@ -245,7 +273,14 @@ class DeviceThread:
         started_ms, began_s = self._now_ms(), time.monotonic()
         for entry in batch.entries:
             entry.begun = True
-        self._tell(self._listener.done, Done(list(isolation.run(batch, self._embed, self._too_large)), started_ms))
+        self._fitted = True
+        pieces: list[Piece] = []
+        try:
+            pieces.extend(isolation.run(batch, self._embed, self._too_large))
+        finally:  # when the device is lost, what it computed before is still good
+            if pieces:
+                self._tell(self._listener.done, Done(pieces, started_ms))
+        self._raise_budget()
         now_s = time.monotonic()
         metrics.DEVICE_SECONDS.labels("busy").inc(now_s - began_s)
         deep = sum(map(self.tokens, LANES)) >= self._rows.budget // 2
@@ -268,12 +303,27 @@ class DeviceThread:
         return embedded
 
     def _too_large(self, batch: MicroBatch) -> None:
-        """Not enough memory for a batch: keep below it from now on."""
-        with self._changed:
-            lowered = max(1, min(self._rows.budget, batch.cost) * 3 // 4)
-            if batch.n_rows > 1 and lowered < self._rows.budget:
-                log.warning("batch.budget_lowered", tokens=lowered, before=self._rows.budget)
-                self._rows.budget = lowered
+        """Not enough memory for a batch: free what can be, and keep below its size.
+
+        Its parts that fail too say no more than it did: the memory may have gone elsewhere for a moment.
+        """
+        self._embedder.free()
+        lowered = max(1, min(self._rows.budget, batch.cost) * 3 // 4)
+        if self._fitted and batch.n_rows > 1 and lowered < self._rows.budget:
+            log.warning("batch.budget_lowered", tokens=lowered, before=self._rows.budget)
+            self._set_budget(lowered)
+        self._fitted = False
+
+    def _raise_budget(self) -> None:
+        """Try larger batches again after many that fitted."""
+        self._good_batches = self._good_batches + 1 if self._fitted else 0
+        if self._good_batches >= GOOD_BATCHES and self._rows.budget < self._full_budget:
+            self._good_batches = 0
+            self._set_budget(min(self._full_budget, self._rows.budget * 5 // 4 + 1))
+
+    def _set_budget(self, tokens: int) -> None:
+        self._rows.budget = tokens
+        metrics.BATCH_BUDGET_TOKENS.set(tokens)
 
     def _ask(self, question: Coroutine[Any, Any, T], otherwise: T) -> T:
         """Have something done on the event loop and wait for it; `otherwise` when that loop has ended.

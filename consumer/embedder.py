@@ -52,6 +52,11 @@ class Embedder:
             ]
         return Embedded(groups, time.perf_counter() - started_s)
 
+    def free(self) -> None:
+        """Give back cached blocks of the device's memory, which may lie in pieces too small for the next batch."""
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _pooled(self, hidden: Tensor, mask: Tensor, options: VectorOptions, rows: NDArray[np.int64]) -> RowVectors:
         some = torch.from_numpy(rows).to(hidden.device)
         vectors = pool(self._model.recipe.pooling, hidden[some], mask[some])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,15 @@ class Entry:
         rows = self.waiting_rows()
         if len(rows):
             self.fail(rows, status, message)
+
+    def is_called_off(self, cancelled: Mapping[bytes, int]) -> bool:
+        """Whether its request was abandoned after it was enqueued.
+
+        Args:
+            cancelled: request ids, and when that was said, in milliseconds of Redis's clock.
+        """
+        said_ms = cancelled.get(self.job.request_id)
+        return said_ms is not None and self.raw.enqueued_ms <= said_ms
 
     def cancel(self) -> None:
         """Give up what is left, for its caller has gone: only its result key is told, if it has one."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from embedstream.shared.cards import Announcement, ModelCard
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, Script, connect_sync
@@ -87,6 +87,8 @@ class Heartbeat:
         # The newest consumer decides which card is current; later beats only fill gaps.
         self._redis.hset(models(self._keys.prefix), mapping=self._table)
         self._beat()
+        if self._redis_is_young():
+            self._steady_since_s = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
@@ -106,7 +108,17 @@ class Heartbeat:
 
         After an outage all heartbeats have expired, those of the living too: who takes over work at once steals it.
         """
-        return time.monotonic() - self._steady_since_s > self._ttl_ms / 1000
+        now_s, ttl_s = time.monotonic(), self._ttl_ms / 1000
+        beats = now_s - self._beat_at_s <= max(ttl_s / 2, 2 * self._interval_s)
+        return beats and now_s - self._steady_since_s > ttl_s
+
+    def _redis_is_young(self) -> bool:
+        """Whether Redis came back just now: then the heartbeats of the living have expired, and are not renewed yet."""
+        try:
+            said: Any = self._redis.info("server")
+        except ResponseError:  # not for this user
+            return False
+        return int(said.get("uptime_in_seconds", self._ttl_ms)) * 1000 < self._ttl_ms
 
     def _run(self) -> None:
         beat = 0
@@ -121,6 +133,9 @@ class Heartbeat:
             except (RedisError, OSError) as error:
                 self._steady_since_s = time.monotonic()
                 log.warning("heartbeat.failed", error=told(error))
+            except Exception:  # a defect; a consumer without a heart would be robbed of all it does
+                self._steady_since_s = time.monotonic()
+                log.exception("heartbeat.failed")
 
     def _is_moving(self) -> bool:
         """Ask the watchdog, and act on a change of its mind."""
@@ -161,7 +176,10 @@ class Heartbeat:
             self._steady_since_s = after_ms / 1000  # this process or Redis stood still
         self._beat_at_s = after_ms / 1000
         if after_ms - before_ms < _SLOW_BEAT_MS or self._offset_ms is None:
-            self._offset_ms = now_ms - (before_ms + after_ms) / 2
+            offset_ms = now_ms - (before_ms + after_ms) / 2
+            if self._offset_ms is not None and abs(offset_ms - self._offset_ms) > self._ttl_ms / 2:
+                self._steady_since_s = after_ms / 1000  # Redis's clock was set, and heartbeats expired by that
+            self._offset_ms = offset_ms
         if not card_there:  # Redis has lost everything, most likely
             self._publish_card()
             self._fill_in_names()

@@ -13,7 +13,7 @@ from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import InvalidInput, MalformedJob
 from embedstream.shared.jobs import Job, LongInputs, TruncationSide
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import frames_of, get_logger
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.results import ResultPart, Status, failed
 from embedstream.shared.tokenization import TextTokenizer, cut, offsets, resolve_truncation
@@ -95,8 +95,8 @@ class Intake:
             return self._refuse(raw, job, reply_to, Status.INVALID_INPUT, str(error))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of the tokenizer is no `Exception`; it must not end the consumer
-            log.exception("intake.failed", entry=raw.entry_id.decode())
+        except BaseException as error:  # noqa: BLE001 - a panic of the tokenizer is no `Exception`
+            log.error("intake.failed", entry=raw.entry_id.decode(), error=type(error).__name__, frames=frames_of(error))
             return self._refuse(
                 raw, job, reply_to, Status.FAILED, f"The job could not be prepared: {type(error).__name__}."
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from embedstream.shared import metrics
-from embedstream.shared.logs import get_logger
+from embedstream.shared.logs import frames_of, get_logger
 
 from .batching import MicroBatch
 from .faults import BrokenDevice, Fault, fault_of
@@ -16,11 +16,33 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """What is kept of an exception. Not itself: its traceback holds the tensors of the batch that did not fit.
+
+    Args:
+        fault: whose it is.
+        kind: its class.
+        message: what it says; it may quote a text, so it is for no log line.
+        frames: where it was raised.
+    """
+
+    fault: Fault
+    kind: str
+    message: str
+    frames: tuple[str, ...]
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Take down what an exception says."""
+        return cls(fault_of(error), type(error).__name__, str(error), frames_of(error))
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """A micro-batch, or a part of one, and what became of it: vectors, or the error of its only row."""
+    """A micro-batch, or a part of one, and what became of it: vectors, or the failure of its only row."""
 
     batch: MicroBatch
-    outcome: Embedded | BaseException
+    outcome: Embedded | Failure
 
 
 def run(
@@ -40,7 +62,7 @@ def run(
         Pieces that together hold each row once.
 
     Raises:
-        BrokenDevice: from the error that said so; no row of what is left was computed.
+        BrokenDevice: with what the error said; no row of what is left was computed.
     """
     waiting = [batch]
     while waiting:
@@ -49,22 +71,21 @@ def run(
         if isinstance(outcome, Embedded):
             yield Piece(some, outcome)
             continue
-        fault = fault_of(outcome)
-        if fault is Fault.DEVICE:
-            raise BrokenDevice(str(outcome)) from outcome
-        if fault is Fault.MEMORY:
+        if outcome.fault is Fault.DEVICE:
+            raise BrokenDevice(outcome.message)
+        if outcome.fault is Fault.MEMORY:
             too_large(some)
         if some.n_rows == 1:
-            log.warning("batch.row_failed", tokens=some.n_tokens, exc_info=outcome)
+            log.warning("batch.row_failed", tokens=some.n_tokens, error=outcome.kind, frames=outcome.frames)
             yield Piece(some, outcome)
             continue
-        metrics.SPLIT_BATCHES.labels(fault.value).inc()
-        log.warning("batch.split", rows=some.n_rows, reason=fault.value, error=type(outcome).__name__)
+        metrics.SPLIT_BATCHES.labels(outcome.fault.value).inc()
+        log.warning("batch.split", rows=some.n_rows, reason=outcome.fault.value, error=outcome.kind)
         waiting += reversed(some.halves())
 
 
-def _attempt(batch: MicroBatch, embed: Callable[[MicroBatch], Embedded]) -> Embedded | BaseException:
+def _attempt(batch: MicroBatch, embed: Callable[[MicroBatch], Embedded]) -> Embedded | Failure:
     try:
         return embed(batch)
     except BaseException as error:  # noqa: BLE001 - whatever a model raises, its callers must hear of it
-        return error
+        return Failure.of(error)

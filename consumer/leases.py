@@ -24,9 +24,11 @@ from .hand import Hand
 ASTRAY_MS = 1500
 """An entry that is pending for us for so long and not in hand was read by a call whose reply was lost. A call that a
 stalled server carries out late leaves such entries at any time, so looking once after an error is not enough."""
-PAGE = 1000
+PAGE = 500
 RELEASED_IDLE_MS = 2 * 86_400_000
 """Entries given back look idle for longer than any backstop."""
+CALL_BYTES = 4 * 1024 * 1024
+"""What one call should bring at most, as a read from the lanes; what it leaves the next one brings."""
 
 log = get_logger()
 _REAP = Script("embedstream.consumer", "reap.lua")
@@ -64,7 +66,7 @@ class Leases:
             ids = await self._unseen(lane)
             for start in range(0, len(ids), PAGE):
                 some = ids[start : start + PAGE]
-                args: list[Arg] = [GROUP, self._consumer, *some]
+                args: list[Arg] = [GROUP, self._consumer, CALL_BYTES, *some]
                 found: Any = await _CLAIM.run(self._redis, [self._keys.lane(lane)], args)
                 entries += [_entry(lane, entry_id, count, fields) for entry_id, count, fields in found]
         if entries:
@@ -72,11 +74,13 @@ class Leases:
             log.info("leases.found_astray", jobs=len(entries))
         return entries
 
-    async def abandoned(self, most: int) -> list[RawEntry]:
+    async def abandoned(self, most: int, *, given_back: bool = True) -> list[RawEntry]:
         """Entries of consumers that are gone, or that were given back, taken over.
 
         Args:
             most: entries to take at most; what is left others can take.
+            given_back: whether to look for what living consumers gave back or hold for too long: for that Redis walks
+                through all that is pending.
 
         Raises:
             RedisError: Redis cannot be asked now.
@@ -86,7 +90,8 @@ class Leases:
             if most <= len(entries):
                 break
             keys = [self._keys.lane(lane), self._keys.live]
-            args: list[Arg] = [GROUP, self._consumer, most - len(entries), self._backstop_ms]
+            args: list[Arg] = [GROUP, self._consumer, most - len(entries), CALL_BYTES]
+            args += [self._backstop_ms if given_back else 0, RELEASED_IDLE_MS // 2]
             found: Any = await _REAP.run(self._redis, keys, args)
             for entry_id, reason, count, fields in found:
                 entries.append(_entry(lane, entry_id, count, fields))
@@ -121,9 +126,10 @@ class Leases:
         for lane, ids in _by_lane(entries):
             keys = [self._keys.lane(lane), self._keys.notices]
             try:
-                args: list[Arg] = [GROUP, self._consumer, RELEASED_IDLE_MS, *ids]
-                released = await _RELEASE.run(self._redis, keys, args)
-                log.info("leases.given_back", jobs=released, lane=lane.value)
+                for start in range(0, len(ids), PAGE):
+                    args: list[Arg] = [GROUP, self._consumer, RELEASED_IDLE_MS, *ids[start : start + PAGE]]
+                    released = await _RELEASE.run(self._redis, keys, args)
+                    log.info("leases.given_back", jobs=released, lane=lane.value)
             except (RedisError, OSError) as error:  # then they are taken over when our heartbeat is gone
                 log.warning("leases.not_given_back", jobs=len(ids), error=told(error))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from redis.asyncio import Redis
@@ -27,27 +28,37 @@ MOST_REMEMBERED = 200_000
 log = get_logger()
 
 
-class Cancelled:
-    """Ids of abandoned requests. The event loop adds, any thread may look one up."""
+class Cancelled(Mapping[bytes, int]):
+    """Abandoned requests: id -> when that was said, in milliseconds of Redis's clock.
+
+    What was enqueued later is wanted: a dead letter is replayed under the id of a request whose caller has long gone.
+    The event loop adds, any thread may look one up.
+    """
 
     def __init__(self) -> None:
-        self._ids: set[bytes] = set()
+        self._ids: dict[bytes, int] = {}
         self._order: deque[tuple[float, bytes]] = deque()
+        self.changes = 0
+        """How often something was added."""
 
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._ids
+    def __getitem__(self, request_id: bytes) -> int:
+        return self._ids[request_id]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._ids)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, request_id: bytes) -> None:
+    def add(self, request_id: bytes, said_ms: int) -> None:
         """Remember an id for an hour, as long as there are not too many."""
         now_s = time.monotonic()
         if request_id not in self._ids:
-            self._ids.add(request_id)
             self._order.append((now_s, request_id))
-        while len(self._order) > MOST_REMEMBERED or self._order[0][0] < now_s - REMEMBERED_S:
-            self._ids.discard(self._order.popleft()[1])
+        self._ids[request_id] = said_ms
+        self.changes += 1
+        while self._order and (len(self._order) > MOST_REMEMBERED or self._order[0][0] < now_s - REMEMBERED_S):
+            self._ids.pop(self._order.popleft()[1], None)
 
 
 class Notices:
@@ -73,21 +84,26 @@ class Notices:
         pauses = backoff_s()
         while not stopping.is_set():
             try:
-                reply: Any = await self._reader.xread({self._stream: self._last}, READ_COUNT, BLOCK_MS)
+                await self._read()
                 pauses = backoff_s()
             except (RedisError, OSError) as error:
                 log.warning("notices.read_failed", error=told(error))
                 await after_failure(self._reader, error)
                 await pause(next(pauses), stopping)
-                continue
-            for _, entries in reply or ():
-                for entry_id, fields in entries:
-                    self._last = entry_id
-                    self._take(fields)
+            except Exception:  # a defect; what is best effort must not end the consumer
+                log.exception("notices.failed")
+                await pause(next(pauses), stopping)
 
-    def _take(self, fields: dict[bytes, bytes]) -> None:
-        ids = fields.get(FIELD_CANCELLED, b"")
+    async def _read(self) -> None:
+        reply: Any = await self._reader.xread({self._stream: self._last}, READ_COUNT, BLOCK_MS)
+        for _, entries in reply or ():
+            for entry_id, fields in entries:
+                self._last = entry_id
+                self._take(entry_id, fields)
+
+    def _take(self, entry_id: bytes, fields: dict[bytes, bytes]) -> None:
+        ids, said_ms = fields.get(FIELD_CANCELLED, b""), int(entry_id.partition(b"-")[0])
         for at in range(0, len(ids) - ID_BYTES + 1, ID_BYTES):
-            self.cancelled.add(ids[at : at + ID_BYTES])
+            self.cancelled.add(ids[at : at + ID_BYTES], said_ms)
         if FIELD_RELEASED in fields and fields[FIELD_RELEASED] != self._consumer:
             self.released.set()

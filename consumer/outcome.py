@@ -45,11 +45,14 @@ class Embeds(Protocol):
     """Runs micro-batches: a model on its device, or in tests something that stands for one.
 
     All calls come from one thread. Whatever an implementation raises is the fault of some row of the batch, unless
-    `faults.kind_of` knows better.
+    `faults.fault_of` knows better.
     """
 
     def embed(self, batch: MicroBatch) -> Embedded:
         """Vectors for every row of the batch."""
+
+    def free(self) -> None:
+        """Give back memory that is not in use: a batch has not fitted."""
 
 
 def deliver(batch: MicroBatch, embedded: Embedded, started_ms: float) -> None:

@@ -159,24 +159,38 @@ class Publisher:
             while len(answers) < MAX_TRANSACTION_JOBS and size < MAX_PART_BYTES and not self._queue.empty():
                 answers.append(self._queue.get_nowait())
                 size += answers[-1].size
+            reasons = [answer.dead_letter for answer in answers]
             await self._until_confirmed(answers)
             self._confirmed([answer.raw for answer in answers])
+            _note_dead_letters(answers, reasons)
             for answer in answers:
                 self._waiting_bytes -= answer.size + ANSWER_BYTES
                 self._queue.task_done()
             self._room.set()
 
     async def _until_confirmed(self, answers: list[Answer]) -> None:
+        unsure = False
         for pause_s in backoff_s():
             try:
+                if unsure:
+                    await self._forget_kept(answers)
                 await self._publish(answers)
             except (RedisError, OSError) as error:
                 # The answers are held until Redis takes them; their leases stay ours meanwhile.
                 log.warning("publisher.failed", error=told(error), jobs=len(answers))
+                unsure = True
                 await after_failure(self._redis, error)
                 await asyncio.sleep(pause_s)
             else:
                 return
+
+    async def _forget_kept(self, answers: list[Answer]) -> None:
+        """Of a transaction that was carried out though its reply was lost, write no dead letter a second time."""
+        for answer in answers:
+            if answer.dead_letter:
+                lane, entry_id = self._keys.lane(answer.raw.lane), answer.raw.entry_id.decode()
+                if not await self._redis.xrange(lane, entry_id, entry_id):
+                    answer.dead_letter = ""
 
     async def _publish(self, answers: list[Answer]) -> None:
         for answer in answers:
@@ -221,8 +235,6 @@ class Publisher:
             pipe.expire(key, answer.result_ttl_s)
 
     def _keep(self, pipe: Pipeline, answer: Answer) -> None:
-        log.error("publisher.dead_letter", entry=answer.raw.entry_id.decode(), reason=answer.dead_letter)
-        metrics.DEAD_LETTERS.labels("killed_consumers" if answer.raw.deaths else "malformed").inc()
         fields: dict[Any, Any] = {
             **answer.raw.fields,
             "why": answer.dead_letter,
@@ -234,6 +246,13 @@ class Publisher:
         pipe.xadd(self._keys.dead_letters, fields, maxlen=self._bounds.most)
         # The ids of dead letters are times of Redis's clock, and so is that of the entry: no clock of ours is asked.
         pipe.xtrim(self._keys.dead_letters, minid=str(answer.raw.enqueued_ms - self._bounds.ttl_s * 1000))
+
+
+def _note_dead_letters(answers: list[Answer], reasons: list[str]) -> None:
+    for answer, reason in zip(answers, reasons, strict=True):
+        if reason:
+            log.error("publisher.dead_letter", entry=answer.raw.entry_id.decode(), reason=reason)
+            metrics.DEAD_LETTERS.labels("killed_consumers" if answer.raw.deaths else "malformed").inc()
 
 
 def _check(outcomes: list[Any]) -> None:

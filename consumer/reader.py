@@ -101,14 +101,15 @@ class LaneReader:
                 entries += some
         failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
         if failed is not None:
-            await self._recover(failed)
+            await self._recover(failed, at_once=bool(entries))  # what there is must not lie about meanwhile
         return entries
 
-    async def _recover(self, error: Exception) -> None:
+    async def _recover(self, error: Exception, *, at_once: bool = False) -> None:
         """Log and pause: a failed read reads as nothing, and the loop never ends on it."""
         log.warning("reader.failed", error=told(error))
         await after_failure(self._redis, error)
-        await asyncio.sleep(next(self._pauses))
+        if not at_once:
+            await asyncio.sleep(next(self._pauses))
         if is_missing_group(error):
             try:
                 await self.prepare()

@@ -22,6 +22,7 @@ for place = 4, #ARGV do
   end
 end
 if released > 0 then
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', 10000, '*', 'w', me)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', 2000, '*', 'w', me)
+  redis.call('PEXPIRE', KEYS[2], 3600000)
 end
 return released

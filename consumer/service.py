@@ -29,7 +29,7 @@ from .publisher import DeadLetterBounds
 from .watchdog import State, Watchdog
 from .worker import Clients, Limits, Worker
 
-DRAIN_SHARE = 0.75  # of the time to stop; the rest is for saying goodbye to a Redis that may be slow
+DRAIN_SHARE = 0.6  # of the time to stop; the rest is for saying goodbye to a Redis that may be slow
 
 log = get_logger()
 

@@ -8,7 +8,7 @@ after death is the culprit; its neighbours have their vectors by then.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,10 @@ from .leases import Leases
 
 GROUP_SIZE = 8
 """Jobs that run together after their first death: small enough that few are alone after a second one."""
-MOST_WAITING = 64
+GROUPS = 16
+"""Of more suspects than so many groups hold, the groups are larger: a device with thousands of small jobs in hand has
+died, and its callers shall not wait for thousands of passes."""
+MOST_WAITING = 1024
 """Suspects that one consumer takes over at a time: others may be there to run the rest."""
 TRIALS_TTL_S = 86_400
 
@@ -70,7 +73,7 @@ class Suspects:
         leases: books attempts.
         intake: looks into jobs.
         now_ms: the time on Redis's clock.
-        cancelled: ids of abandoned requests.
+        cancelled: abandoned requests, and when that was said.
         most_deaths: consumers that may die with a job on their device before it is given up.
         finish: takes what needs no device.
         lost: takes entries that are not ours any more.
@@ -83,7 +86,7 @@ class Suspects:
         leases: Leases,
         intake: Intake,
         now_ms: Callable[[], float],
-        cancelled: Container[bytes],
+        cancelled: Mapping[bytes, int],
         most_deaths: int,
         finish: Finish,
         lost: Callable[[list[RawEntry]], None],
@@ -125,7 +128,8 @@ class Suspects:
             return self._running
         raws = [first]
         kept: deque[RawEntry] = deque()
-        while self._waiting and len(raws) < GROUP_SIZE:
+        size = max(GROUP_SIZE, len(self._waiting) // GROUPS)
+        while self._waiting and len(raws) < size:
             raw = self._waiting.popleft()
             (kept if self._is_for_alone(raw) else raws).append(raw)
         self._waiting.extendleft(reversed(kept))
@@ -148,11 +152,11 @@ class Suspects:
             rows = await self._rows_of(trial.raws[0]) if trial.alone else []
             given_up = trial.alone and trial.raws[0].deaths >= self._most_deaths
             row = _culprit(rows)
-            if given_up and (row is None or trial.raws[0].deaths > self._most_deaths):
-                trial.begun = True
-                await self._give_up(trial.raws[0])
-                return []
             ours = await self._leases.book(trial.raws)
+            if given_up and ours and (row is None or ours[0].deaths > self._most_deaths):
+                trial.begun = True
+                await self._give_up(ours[0])
+                return []
         except (RedisError, OSError) as error:
             log.warning("suspects.not_booked", jobs=len(trial.raws), error=told(error))
             return []
@@ -186,11 +190,12 @@ class Suspects:
 
     async def _rows_of(self, raw: RawEntry) -> list[int]:
         noted: Any = await self._redis.hget(self._keys.trials, raw.entry_id.decode())
-        return [int(row) for row in noted.split(b",")] if noted else []
+        rows = noted.split(b",") if noted else []
+        return [int(row) for row in rows] if all(row.isdigit() for row in rows) else []  # damaged: it tells nothing
 
     async def _entry(self, raw: RawEntry) -> Entry | None:
         taken = await self._intake.accept(raw, self._now_ms())
-        if isinstance(taken, Entry) and taken.job.request_id in self._cancelled:
+        if isinstance(taken, Entry) and taken.is_called_off(self._cancelled):
             taken.cancel()
         if isinstance(taken, Refused) or taken.done:
             await self._finish(taken)

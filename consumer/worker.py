@@ -28,7 +28,7 @@ from embedstream.shared.tokenization import TextTokenizer
 from .batching import Dropped, MicroBatch, RowQueue
 from .device_thread import DeviceThread, Done, Trial
 from .entries import Entry, RawEntry
-from .faults import Fault, fault_of
+from .faults import Fault
 from .hand import Hand
 from .heartbeat import Heartbeat
 from .intake import Intake, Refused
@@ -47,6 +47,10 @@ ON_LOOP_ROWS = 256
 ON_LOOP_BYTES = 256 * 1024
 
 SHORT_BLOCK_MS = 20
+AT_A_TIME = 16
+"""Jobs looked into, or answered, between two turns of the event loop: about a millisecond."""
+LOOK_FOR_GIVEN_BACK_S = 30.0
+"""Time between two looks through all that is pending; a consumer that gives back says so, and is looked at at once."""
 
 log = get_logger()
 
@@ -155,7 +159,7 @@ class Worker:
         self._news: asyncio.Queue[News] = asyncio.Queue()
         self._stop = asyncio.Event()
         self._hung = False
-        self._giving_back: asyncio.Task[None] | None = None  # a task nobody refers to may be collected while it runs
+        self._giving_back: set[asyncio.Task[None]] = set()  # a task nobody refers to may be collected while it runs
         self._device: DeviceThread | None = None
 
     def stop(self) -> None:
@@ -170,7 +174,9 @@ class Worker:
         log.warning("worker.watchdog", state=state.value, jobs=len(self._hand))
         if self._hung:
             metrics.WATCHDOG_TRIPS.inc()
-            self._giving_back = asyncio.create_task(self._give_back(), name="give back")
+            giving_back = asyncio.create_task(self._give_back(), name="give back")
+            self._giving_back.add(giving_back)
+            giving_back.add_done_callback(self._giving_back.discard)
 
     async def run(self) -> None:
         """Join the group, work until `stop`, then finish what has been begun.
@@ -253,9 +259,9 @@ class Worker:
         Raises:
             BaseException: of a part that failed; without it, answers would wait for ever.
         """
-        told: asyncio.Future[Any] = asyncio.create_task(self._stop.wait())
+        stopped: asyncio.Future[Any] = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait([*parts, told], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*parts, stopped], return_when=asyncio.FIRST_COMPLETED)
             deadline_s = asyncio.get_running_loop().time() + self._limits.drain_timeout_s
             while not work.done():
                 failed = next((part for part in parts if part.done() and part.exception() is not None), None)
@@ -272,7 +278,7 @@ class Worker:
                 if part.done():
                     part.result()
         finally:
-            told.cancel()
+            stopped.cancel()
 
     async def _join(self) -> bool:
         """Create the lanes and begin to count as alive; try for as long as Redis is away. False when told to stop."""
@@ -308,9 +314,10 @@ class Worker:
         await asyncio.wait(before_the_end)
         await self._give_back()  # what the last reads have brought
         device.finish()
-        await asyncio.shield(device.ended)
-        await self._news.join()
+        await asyncio.wait([device.ended])
+        await self._news.join()  # also when the device is lost: what it computed before is answered
         await self._publisher.flush()
+        device.ended.result()
 
     async def _give_back_when_told(self) -> None:
         """Give back at once: the last blocking read may still take a second."""
@@ -380,44 +387,72 @@ class Worker:
 
     async def _look_after_leases(self) -> None:
         """Look for work that nobody does: at once, then again and again, and whenever somebody gives some back."""
+        walked_s = float("-inf")
         while not self._stop.is_set():
+            told_to = self._notices.released.is_set()
             self._notices.released.clear()
-            room, found = self._suspects.room, []
+            room, found, now_s = self._suspects.room, [], asyncio.get_running_loop().time()
+            walk = told_to or now_s - walked_s > LOOK_FOR_GIVEN_BACK_S
             try:
                 if not self._hung:
                     await self._take_in(await self._leases.astray())
                 # Heartbeats that Redis could not take have expired: whoever took over at once would steal live work.
                 if not self._hung and self._heartbeat.is_steady():
-                    found = await self._leases.abandoned(room)
+                    found = await self._leases.abandoned(room, given_back=walk)
+                    walked_s = now_s if walk else walked_s
             except (RedisError, OSError) as error:
                 log.warning("leases.failed", error=told(error))
                 await after_failure(self._clients.commands, error)
             await self._take_in(found)
-            if not found or len(found) < room:  # else there may be more
+            if found:
+                self._notices.released.set()  # there may be more: look again at once
+            elif room:
                 await pause(self._limits.lease_check_s * random.uniform(0.75, 1.25), self._notices.released)  # noqa: S311
+            else:
+                await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        """Wait until the trials have made room for more suspects."""
+        while not self._suspects.room and not self._stop.is_set():
+            await pause(SHORT_BLOCK_MS / 1000, self._stop)
 
     async def _take_in(self, raw_entries: Sequence[RawEntry]) -> None:
         """Take up entries as they were read, and let the device have what is to be computed."""
         fresh = self._hand.take(raw_entries)  # before anything can fail: what is not in hand counts as astray
-        if fresh and (self._stop.is_set() or self._hung):  # the last read may have waited for a second
+        if fresh and (self._stop.is_set() or self._hung):  # a read may have been under way when that came
             await self._leases.give_back(fresh)
             self._hand.give(fresh)
             return
         self._suspects.add([raw for raw in fresh if raw.deaths])
+        innocent = [raw for raw in fresh if not raw.deaths]
+        for start in range(0, len(innocent), AT_A_TIME):
+            if start:
+                await asyncio.sleep(0)
+            await self._take_in_some(innocent[start : start + AT_A_TIME])
+        self._offer_trial()
+
+    async def _take_in_some(self, raws: Sequence[RawEntry]) -> None:
         accepted: dict[Lane, list[Entry]] = {}
-        for raw in fresh:
-            if raw.deaths:
-                continue
+        for raw in raws:
             taken = await self._intake.accept(raw, self._heartbeat.redis_now_ms())
             if isinstance(taken, Refused) or taken.done:
                 await self._settle(taken)
             else:
                 self._observe(raw.lane, len(taken.tokens.ids))
                 accepted.setdefault(raw.lane, []).append(taken)
+        # No turn of the loop between looking a request up and handing it over: else a notice could slip through.
         for lane, entries in accepted.items():
-            if self._device is not None:
-                self._device.add(lane, entries)
-        self._offer_trial()
+            wanted: list[Entry] = []
+            called_off: list[tuple[Entry, Dropped]] = []
+            for entry in entries:
+                if entry.is_called_off(self._notices.cancelled):
+                    called_off.append((entry, Dropped.CANCELLED))
+                else:
+                    wanted.append(entry)
+            if wanted and self._device is not None:
+                self._device.add(lane, wanted)
+            if called_off:
+                self._news.put_nowait(called_off)
 
     def _offer_trial(self) -> None:
         if self._device is not None and not self._hung and not self._stop.is_set():
@@ -460,9 +495,11 @@ class Worker:
             else:
                 await asyncio.to_thread(_hand_out, piece, done.started_ms)
             entries |= {id(entry): entry for entry in piece.batch.entries}
-        for entry in entries.values():
-            if entry.done:
-                await self._publisher.put(await self._answer_of(entry))
+        finished = [entry for entry in entries.values() if entry.done]
+        for place, entry in enumerate(finished, 1):
+            await self._publisher.put(await self._answer_of(entry))
+            if place % AT_A_TIME == 0:
+                await asyncio.sleep(0)
 
     async def _answer_of(self, entry: Entry) -> Answer:
         if entry.result_bytes > ON_LOOP_BYTES:
@@ -483,14 +520,15 @@ class Worker:
 def _hand_out(piece: Piece, started_ms: float) -> None:
     for entry in piece.batch.entries:
         if entry.started_ms is None:
+            entry.started_ms = started_ms
             waited_s = max(0.0, started_ms - entry.raw.enqueued_ms) / 1000
             metrics.QUEUE_WAIT_SECONDS.labels(entry.raw.lane.value).observe(waited_s)
     if isinstance(piece.outcome, Embedded):
         deliver(piece.batch, piece.outcome, started_ms)
         log.debug("batch.embedded", **_size(piece.batch), duration_ms=round(piece.outcome.duration_s * 1000, 1))
         return
-    memory = fault_of(piece.outcome) is Fault.MEMORY
-    reason = "There is not enough memory for it" if memory else type(piece.outcome).__name__
+    memory = piece.outcome.fault is Fault.MEMORY
+    reason = "There is not enough memory for it" if memory else piece.outcome.kind
     fail(piece.batch, f"The model failed on this input: {reason}.")
 
 

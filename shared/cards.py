@@ -23,7 +23,8 @@ from .recipe import Pooling, Recipe
 PIECE_BYTES = 1024 * 1024
 _VERSION = 1  # raised only when an older reader would make other tokens or vectors of a card
 _MAX_CARD_BYTES = 256 * 1024 * 1024  # a tokenizer of a million entries is about 40 MB of JSON
-
+_MOST_PIECES = _MAX_CARD_BYTES // PIECE_BYTES
+_MOST = 1e12  # of any number that a consumer says of itself
 
 T = TypeVar("T")
 
@@ -103,8 +104,10 @@ class ModelEntry:
     pieces: int
 
     def __post_init__(self) -> None:
-        if len(bytes.fromhex(self.fingerprint)) != 16 or self.pieces < 1:
-            raise ValueError(f"fingerprint {self.fingerprint!r}, {self.pieces} pieces")
+        if not isinstance(self.model, str) or not self.model:
+            raise TypeError(f"model {self.model!r}")
+        if len(bytes.fromhex(self.fingerprint)) != 16 or not 1 <= self.pieces <= _MOST_PIECES:
+            raise ValueError(f"fingerprint {self.fingerprint!r}, {self.pieces!r} pieces")
 
     def encode(self) -> bytes:
         """JSON."""
@@ -155,6 +158,15 @@ class Announcement:
     pieces: int = 1
     prompts: dict[str, str] = field(default_factory=dict)
     tokens_per_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.consumer, str):
+            raise TypeError(f"consumer {self.consumer!r}")
+        ModelEntry(self.model, self.fingerprint, self.pieces)
+        # What is reckoned with: one number out of bounds would spoil what is known of all consumers.
+        for name in ("dimension", "max_length", "started_s", "tokens_per_s"):
+            if not 0 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"{name} {getattr(self, name)!r}")
 
     def encode(self) -> bytes:
         """JSON."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -64,6 +66,12 @@ class _Stderr(logging.Handler):
             sys.stderr.write(f"{record.getMessage()}\n")
         except (OSError, ValueError):  # closed at the end of the process
             self.handleError(record)
+
+
+def frames_of(error: BaseException, most: int = 6) -> tuple[str, ...]:
+    """Where an error was raised, innermost last: for log lines on code whose messages may quote a text."""
+    frames = traceback.extract_tb(error.__traceback__)[-most:]
+    return tuple(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
 
 
 def told(error: BaseException | None) -> str:

@@ -105,3 +105,8 @@ async def ended(worker: Worker) -> bool:
 
 async def steady(worker: Worker) -> bool:
     return worker._heartbeat.is_steady()
+
+
+async def waits(worker: Worker, tokens: int) -> bool:
+    """Whether so many tokens wait for the device."""
+    return worker._device is not None and sum(worker._device.tokens(lane) for lane in LANES) >= tokens

@@ -73,6 +73,9 @@ class Device:
         """All inputs that have reached it, in order."""
         return [ids for batch in self.batches for ids in batch]
 
+    def free(self) -> None:
+        """There is no device, and nothing to free."""
+
     def embed(self, batch: MicroBatch) -> Embedded:
         """Vectors for every row of the batch."""
         inputs = [ids for _, _, ids in contents(batch)]
@@ -109,7 +112,8 @@ async def consumer(
     worker: Worker
 
     def moved(state: State) -> None:
-        loop.call_soon_threadsafe(worker.watchdog_says, state)
+        if state is not State.LOST:  # there a process of its own ends
+            loop.call_soon_threadsafe(worker.watchdog_says, state)
 
     heartbeat = Heartbeat(
         url,

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from embedstream.consumer import device_thread
 from embedstream.consumer.batching import Dropped, MicroBatch, RowQueue
 from embedstream.consumer.device_thread import MOST_UNDELIVERED, DeviceThread, Done, Trial
 from embedstream.consumer.entries import Entry
 from embedstream.consumer.faults import BrokenDevice
-from embedstream.consumer.outcome import Embedded
+from embedstream.consumer.notices import Cancelled
 from embedstream.consumer.pace import Pace
 from embedstream.consumer.watchdog import State, Watchdog
 from embedstream.shared.lanes import Lane
@@ -49,7 +50,7 @@ class Bench:
         self.queue = RowQueue(budget)
         self.pace = Pace(budget)
         self.watchdog = Watchdog(10)
-        self.cancelled: set[bytes] = set()
+        self.cancelled = Cancelled()
         self.news: list[Done | Trial | list[tuple[Entry, Dropped]]] = []
         self.delivers = True
         self.thread = DeviceThread(
@@ -90,21 +91,38 @@ async def bench() -> AsyncIterator[Bench]:
             await asyncio.wait([bench.thread.ended])
 
 
-async def test_what_does_not_fit_the_memory_lowers_the_budget_for_good(bench: Bench) -> None:
+async def test_what_does_not_fit_the_memory_lowers_the_budget_once_a_batch(bench: Bench) -> None:
     def before(batch: MicroBatch) -> None:
-        if batch.cost > 60:
+        if batch.cost > 30:
             raise MemoryError
 
     bench.device.before = before
-    bench.thread.add(Lane.BULK, [entry([10] * 40)])
+    bench.thread.add(Lane.BULK, [entry([10] * 10)])
     bench.thread.start()
-    bench.thread.finish()
-    await bench.thread.ended
-    done = [news for news in bench.news if isinstance(news, Done)]
-    assert sorted(row for batch in bench.batches for _, row in batch) == list(range(40))
-    assert all(isinstance(piece.outcome, Embedded) for news in done for piece in news.pieces)
-    assert bench.queue.budget == 52  # three quarters of 100, then of the 70 that did not fit either
-    assert [len(batch) for batch in bench.device.batches if len(batch) > 6] == [10, 7]
+    await bench.came(1)
+    assert sorted(bench.batches[0]) == [(b"1-0", row) for row in range(10)]
+    assert bench.queue.budget == 75  # by the batch; its halves failed too, and tell nothing new
+
+
+async def test_a_lowered_budget_rises_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_thread, "GOOD_BATCHES", 3)
+    full = True
+
+    def before(_: MicroBatch) -> None:
+        nonlocal full
+        if full:
+            full = False
+            raise MemoryError
+
+    bench.device.before = before
+    bench.thread.add(Lane.BULK, [entry([10] * 10)])
+    bench.thread.start()
+    await bench.came(1)
+    lowered = bench.queue.budget
+    for number in range(12):
+        bench.thread.add(Lane.BULK, [entry([10], number=number + 1)])
+        await bench.came(number + 2)
+    assert lowered < bench.queue.budget == 100
 
 
 async def test_a_row_that_does_not_fit_says_nothing_of_the_budget(bench: Bench) -> None:
@@ -178,7 +196,7 @@ async def test_what_was_not_begun_can_be_taken_back(bench: Bench) -> None:
 
 async def test_cancelled_and_expired_jobs_never_reach_the_device(bench: Bench) -> None:
     gone, late = entry([10], request_id=b"gone" * 4), entry([10], Lane.BULK, 1, ttl_ms=50)
-    bench.cancelled.add(b"gone" * 4)
+    bench.cancelled.add(b"gone" * 4, 10**15)
     bench.thread.add(Lane.INTERACTIVE, [gone, entry([10], number=2)])
     bench.thread.add(Lane.BULK, [late])
     bench.thread.start()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from embedstream.consumer import isolation
 from embedstream.consumer.batching import MicroBatch
-from embedstream.consumer.faults import BrokenDevice
-from embedstream.consumer.isolation import Piece
+from embedstream.consumer.faults import BrokenDevice, Fault
+from embedstream.consumer.isolation import Failure, Piece
 from embedstream.consumer.outcome import Embedded
 
 from .made import Device, batch_of, contents, entry
@@ -89,7 +90,33 @@ def test_a_row_too_large_for_the_memory_fails_alone() -> None:
 
     pieces = list(isolation.run(whole, Device(before).embed, lambda _: None))
     assert [row for _, row, _ in failed(pieces)] == [1]
-    assert isinstance(next(piece.outcome for piece in pieces if not isinstance(piece.outcome, Embedded)), MemoryError)
+    (failure,) = [piece.outcome for piece in pieces if isinstance(piece.outcome, Failure)]
+    assert (failure.fault, failure.kind) == (Fault.MEMORY, "MemoryError")
+
+
+def test_what_a_failed_attempt_held_is_gone_before_the_next() -> None:
+    """Its traceback would keep all tensors of the batch that did not fit, and no half would fit either."""
+
+    class Tensor:
+        """Something large."""
+
+    alive: list[weakref.ref[Tensor]] = []
+
+    def before(batch: MicroBatch) -> None:
+        assert all(one() is None for one in alive)
+        if batch.n_rows > 1:
+            held = Tensor()
+            alive.append(weakref.ref(held))
+            raise MemoryError
+
+    pieces = list(isolation.run(batch_of(entry([10] * 8)), Device(before).embed, no_complaint_of_memory))
+    assert len(pieces) == 8
+    assert not failed(pieces)
+    assert len(alive) == 7
+
+
+def no_complaint_of_memory(_: MicroBatch) -> None:
+    """What is too large is no news here."""
 
 
 def test_a_lost_device_ends_it() -> None:

@@ -11,7 +11,7 @@ from embedstream.consumer.notices import Cancelled, Notices
 from embedstream.shared.connections import connect, connect_reader
 from embedstream.shared.keys import Keys
 
-from .made import until
+from .made import entry, until
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_so_many_are_remembered_and_the_oldest_go_first(monkeypatch: pytest.Monk
     monkeypatch.setattr(notices_module, "MOST_REMEMBERED", 3)
     cancelled = Cancelled()
     for value in (1, 2, 1, 3, 4):
-        cancelled.add(number(value))
+        cancelled.add(number(value), 1)
     assert [number(value) in cancelled for value in range(1, 5)] == [False, True, True, True]
     assert len(cancelled) == 3
 
@@ -96,8 +96,27 @@ def test_so_many_are_remembered_and_the_oldest_go_first(monkeypatch: pytest.Monk
 async def test_ids_are_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notices_module, "REMEMBERED_S", 0.01)
     cancelled = Cancelled()
-    cancelled.add(number(1))
+    cancelled.add(number(1), 1)
     await asyncio.sleep(0.02)
-    cancelled.add(number(2))
+    cancelled.add(number(2), 1)
     assert number(1) not in cancelled
     assert number(2) in cancelled
+
+
+async def test_an_id_that_is_called_off_again_after_it_was_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices_module, "REMEMBERED_S", 0.01)
+    cancelled = Cancelled()
+    cancelled.add(number(1), 1)
+    await asyncio.sleep(0.02)
+    cancelled.add(number(1), 2)
+    cancelled.add(number(1), 3)
+    assert len(cancelled) <= 1
+
+
+def test_what_is_enqueued_after_it_was_called_off_is_wanted() -> None:
+    """A dead letter is replayed under the id of a request whose caller has long gone."""
+    cancelled = Cancelled()
+    cancelled.add(number(7), 5)
+    before, after = (entry([10], number=at_ms - 1, request_id=number(7)) for at_ms in (4, 6))
+    assert before.is_called_off(cancelled)
+    assert not after.is_called_off(cancelled)

@@ -11,7 +11,7 @@ from embedstream.consumer.entries import Entry, RawEntry
 from embedstream.consumer.hand import Hand
 from embedstream.consumer.intake import Intake, Refused
 from embedstream.consumer.leases import Leases
-from embedstream.consumer.suspects import MOST_WAITING, Suspects, SuspectTrial
+from embedstream.consumer.suspects import GROUPS, MOST_WAITING, Suspects, SuspectTrial
 from embedstream.shared.connections import connect, create_group
 from embedstream.shared.jobs import Job
 from embedstream.shared.keys import GROUP, Keys
@@ -43,7 +43,7 @@ class Bench:
         self.leases = Leases(redis, keys, "me", Hand(), 300_000)
         intake = Intake(card(tokenizer), TextTokenizer(tokenizer, RECIPE), keys.reply(""))
         self.now_ms = 0.0
-        self.cancelled: set[bytes] = set()
+        self.cancelled: dict[bytes, int] = {}
         self.finished: list[Entry | Refused] = []
         self.lost: list[RawEntry] = []
         self.suspects = Suspects(
@@ -148,12 +148,13 @@ async def test_room_and_release(bench: Bench) -> None:
     suspects.add(named(range(MOST_WAITING + 5)))
     assert suspects.room == 0
     trial = suspects.next_trial()
-    assert [raw.entry_id for raw in suspects.release()] == [f"{n}-0".encode() for n in range(8, MOST_WAITING + 5)]
+    size = (MOST_WAITING + 4) // GROUPS  # of so many the groups are larger
+    assert [raw.entry_id for raw in suspects.release()] == [f"{n}-0".encode() for n in range(size, MOST_WAITING + 5)]
     assert suspects.room == MOST_WAITING
-    assert numbers(trial) == list(range(8))
+    assert numbers(trial) == list(range(size))
     assert trial is not None
     suspects.ended(trial)  # it was not begun: its suspects wait again, in their order
-    assert numbers(suspects.next_trial()) == list(range(8))
+    assert numbers(suspects.next_trial()) == list(range(8))  # few are left, and the groups small
 
 
 async def test_an_attempt_is_booked_before_it_runs(bench: Bench) -> None:
@@ -196,7 +197,7 @@ async def test_those_nobody_waits_for_do_not_run(bench: Bench) -> None:
     gone = await bench.suspect(number=2)
     good = await bench.suspect(number=3)
     bench.now_ms = late.enqueued_ms + 1001
-    bench.cancelled.add((2).to_bytes(16, "little"))
+    bench.cancelled[(2).to_bytes(16, "little")] = 10**15
     _, entries = await bench.begin(late, gone, good)
     assert [entry.raw for entry in entries] == [good]
     expired, cancelled = bench.finished
@@ -229,7 +230,7 @@ async def test_a_job_of_one_row_is_given_up_after_the_last_death_allowed(
     assert refused.reply_to == keys.reply("me")
     assert refused.answer is not None
     assert refused.answer.rows["status"].tolist() == [Status.FAILED]
-    assert await bench.count(given_up) == most_deaths + 1  # no attempt was booked
+    assert await bench.count(given_up) == most_deaths + 2  # asking whether it is still ours counts, and does no harm
 
 
 async def test_the_rows_of_a_job_alone_are_noted_and_the_suspected_one_goes_last(bench: Bench) -> None:

@@ -18,7 +18,7 @@ from embedstream.shared.keys import GROUP
 from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.results import Status
 
-from .fleet import POISON, Fleet, Hold, ended, fails, kills, over, steady
+from .fleet import POISON, Fleet, Hold, ended, fails, kills, over, steady, waits
 from .made import Device, job_of, parts, read_as, until, vectors
 
 pytestmark = pytest.mark.integration
@@ -90,15 +90,14 @@ async def test_what_is_answered_slowly_is_not_astray(fleet: Fleet, monkeypatch: 
 async def test_a_row_that_fails_does_so_alone(fleet: Fleet) -> None:
     hold = Hold()
     device = Device(hold)
-    async with fleet.consumer(device):
+    async with fleet.consumer(device) as worker:
         await fleet.ask(0, [[5]])
         await hold.begun()
         for number in range(1, 20):
             bad = [POISON] if number == 7 else [9]
             await fleet.ask(number, [[number], bad, [number, number]], list(Lane)[number % 2])
 
-        await until(lambda: fleet.in_hand(20))
-        await asyncio.sleep(0.1)  # from Redis into the hand
+        await until(lambda: waits(worker, 19 * 4))
         device.before = fails
         hold.go.set()
         found = await fleet.answered(7)
@@ -174,8 +173,7 @@ async def test_a_row_that_kills_consumers_is_found_and_its_neighbours_are_answer
                 fleet.poisoned = await fleet.ask(0, inputs, Lane.BULK, result_ttl_s=60)
                 for number in range(1, 12):
                     await fleet.ask(number, [[20 + number]], Lane.BULK)
-                await until(lambda: fleet.in_hand(13))
-                await asyncio.sleep(0.1)  # from Redis into the hand
+                await until(partial(waits, worker, 6 + 11))
                 devices[0].before = kills
                 hold.go.set()
             await until(partial(over, fleet, worker, 13))
@@ -248,6 +246,7 @@ async def test_what_was_not_begun_is_given_back_when_it_is_told_to_stop(fleet: F
                 await fleet.ask(number, [[5 + number] * 40], list(Lane)[number % 2])
             await hold.begun()
             await until(lambda: steady(two))
+            await until(lambda: fleet.in_hand(2))
             two._hung = False
             one.stop()
             await asyncio.sleep(0.2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import zlib
 from dataclasses import replace
@@ -96,9 +97,39 @@ def test_an_unwritable_cache_is_no_error(tmp_path: Path) -> None:
 
 
 def test_announcements_round_trip_and_later_fields_are_ignored() -> None:
-    said = Announcement("c", "m", ("m", "o/m"), "ab", 384, 256, "mean", "float32", "cpu", "abc", 1)
+    said = Announcement("c", "m", ("m", "o/m"), "ab" * 16, 384, 256, "mean", "float32", "cpu", "abc", 1)
     assert Announcement.decode(said.encode()) == said
     assert Announcement.decode(orjson.dumps({**orjson.loads(said.encode()), "colour": "blue"})) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tokens_per_s", -1),
+        ("tokens_per_s", 1e300),
+        ("tokens_per_s", None),
+        ("tokens_per_s", "fast"),
+        ("started_s", -5.0),
+        ("dimension", -384),
+        ("max_length", []),
+        ("pieces", 0),
+        ("pieces", 10**9),
+        ("fingerprint", "ab"),
+        ("fingerprint", 7),
+        ("model", 7),
+        ("consumer", {}),
+    ],
+)
+def test_announcements_that_cannot_be_reckoned_with_are_malformed(name: str, value: object) -> None:
+    said = Announcement("c", "m", ("m",), "ab" * 16, 384, 256, "mean", "float32", "cpu", "abc", 1)
+    with pytest.raises(MalformedMessage, match="heartbeat is damaged"):
+        Announcement.decode(orjson.dumps({**orjson.loads(said.encode()), name: value}))
+
+
+@pytest.mark.parametrize("speed", [math.nan, math.inf])
+def test_what_is_no_number_is_not_announced(speed: float) -> None:
+    with pytest.raises(ValueError, match="tokens_per_s"):
+        Announcement("c", "m", ("m",), "ab" * 16, 384, 256, "mean", "float32", "cpu", "abc", 1, tokens_per_s=speed)
 
 
 @pytest.mark.parametrize(

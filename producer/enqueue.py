@@ -150,22 +150,22 @@ class Writer:
         return groups
 
     async def _call(self, groups: list[_Group]) -> None:
-        args: list[Arg] = [self._reply_stream, *self._admission.script_args()]
-        for group in groups:
-            args += self._head(group)
-            args += group.args
-        asked_s = asyncio.get_running_loop().time()
         try:
+            args: list[Arg] = [self._reply_stream, *self._admission.script_args()]
+            for group in groups:
+                args += self._head(group)
+                args += group.args
+            asked_s = asyncio.get_running_loop().time()
             outcomes = await _SCRIPT.run(self._redis, self._keys, args)
-        except (RedisError, OSError) as error:
-            await self._failed(groups, error)
-        except Exception:  # a defect; it must not end the sending of all others
-            log.exception("enqueue.failed")
-            self._lost_contact.set()
-        else:
             self.answered_s = asked_s
             for group, outcome in zip(groups, outcomes, strict=True):
                 self._settle(group, outcome)
+        except (RedisError, OSError) as error:
+            await self._failed(groups, error)
+        except Exception as error:  # a defect; it must not end the sending of all others
+            log.exception("enqueue.failed")
+            for group in groups:
+                group.request.fail(Unavailable(f"The request could not be sent: {type(error).__name__}."))
         finally:
             for group in groups:
                 for sent in group.jobs:

@@ -282,9 +282,7 @@ async def test_full_memory_fails_what_is_new_and_keeps_what_was_accepted(
     assert not writers.lost_contact.is_set()
 
 
-@pytest.mark.parametrize(
-    "error", [RedisConnectionError("cut"), ReadOnlyError("replica"), KeyError("a defect")], ids=repr
-)
+@pytest.mark.parametrize("error", [RedisConnectionError("cut"), ReadOnlyError("replica")], ids=repr)
 async def test_an_unknown_outcome_is_left_to_reconciling(
     writers: Writers, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -307,6 +305,45 @@ async def test_an_unknown_outcome_is_left_to_reconciling(
     assert not unknown.done
     assert not unknown.accepted
     assert not unknown.jobs[0].queued
+
+
+@pytest.mark.parametrize("where", ["script_args", "terms"])
+async def test_a_defect_is_told_to_its_requests_and_ends_no_other(
+    writers: Writers, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    writer, admission = writers.start()
+    good = getattr(admission, where)
+
+    def bad(*_: Any) -> Any:
+        setattr(admission, where, good)
+        return int(float("inf"))
+
+    setattr(admission, where, bad)
+    one, next_one = request(), request()
+    writer.send(one, one.jobs)
+    await settled(one)
+    assert isinstance(one.error, Unavailable)
+    writer.send(next_one, next_one.jobs)
+    await settled(next_one)
+    assert next_one.accepted
+
+
+async def test_an_answer_that_is_not_understood_is_told_too(writers: Writers, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = enqueue._SCRIPT.run
+    answers: Any = iter([[[0, 0]]])
+
+    async def strange(*args: Any) -> Any:
+        return next(answers, None) or await run(*args)
+
+    monkeypatch.setattr(enqueue._SCRIPT, "run", strange)
+    writer, _ = writers.start()
+    one, next_one = request(), request()
+    writer.send(one, one.jobs)
+    await settled(one)
+    assert "could not be sent" in str(one.error)
+    writer.send(next_one, next_one.jobs)
+    await settled(next_one)
+    assert next_one.accepted
 
 
 async def test_a_reservation_that_may_be_lost_is_made_again(

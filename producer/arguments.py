@@ -13,6 +13,10 @@ from embedstream.shared.options import VectorOptions, VectorType
 
 from .request import Inputs, Options
 
+MAX_TIMEOUT_S = 30 * 86_400
+"""A job's time to live is a 32-bit number of milliseconds."""
+MAX_RESULT_TTL_S = 2**31
+
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -30,8 +34,12 @@ def options_of(
     """The options of a request, as `Producer.embed` and its like are told them.
 
     Raises:
-        InvalidInput: there is no such number format or lane.
+        InvalidInput: there is no such number format or lane, or the time is none a request can have.
     """
+    if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:  # not a number fails the comparison too
+        raise InvalidInput(
+            f"timeout_s is {timeout_s}; it must be above 0 and at most {MAX_TIMEOUT_S}.", param="timeout_s"
+        )
     vectors = VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype"), per_token)
     return Options(vectors, truncate_prompt_tokens, add_special_tokens, _choice(Lane, lane, "lane"), timeout_s)
 

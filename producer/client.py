@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
 from .admission import Undelivered, result_bytes
-from .arguments import listed, options_of
+from .arguments import MAX_RESULT_TTL_S, listed, options_of
 from .arrival import end_the_forlorn
 from .assemble import assemble, split_by_input
 from .fleet import Fleet
@@ -322,8 +323,9 @@ class Producer:
         )
         name = os.urandom(16) if request_id is None else read_id(request_id)
         ttl_s = self._settings.result_ttl_s if result_ttl_s is None else result_ttl_s
-        if ttl_s < 1:
-            raise InvalidInput(f"result_ttl_s must be at least 1, got {ttl_s}.", param="result_ttl_s")
+        if not 1 <= ttl_s <= MAX_RESULT_TTL_S:
+            message = f"result_ttl_s is {ttl_s}; it must be at least 1 and at most {MAX_RESULT_TTL_S}."
+            raise InvalidInput(message, param="result_ttl_s")
         prepared = await self.prepare(listed(inputs), options)
         with counted(options.lane, until_result=False):
             await self._unbroken.run(self._store(prepared, name, ttl_s))
@@ -386,15 +388,19 @@ class Producer:
             Unavailable: nobody serves the model now.
         """
         with counted(options.lane, until_result=False):
-            try:
-                served = await self.fleet.live()
-            except Unavailable:
-                if not self._waits_for_the_first:
-                    raise
-                if self.fleet.served is None:
-                    return await prepare_texts(inputs, options, self._text_model)
-                served = self.fleet.served
-            return await prepare(inputs, options, served)
+            arrived_s = asyncio.get_running_loop().time()
+            return replace(await self._prepare(inputs, options), arrived_s=arrived_s)
+
+    async def _prepare(self, inputs: Inputs, options: Options) -> Prepared:
+        try:
+            served = await self.fleet.live(self._timeout_s(options))
+        except Unavailable:
+            if not self._waits_for_the_first:
+                raise
+            if self.fleet.served is None:
+                return await prepare_texts(inputs, options, self._text_model)
+            served = self.fleet.served
+        return await prepare(inputs, options, served)
 
     async def run(self, prepared: Prepared) -> Embeddings:
         """Send a prepared request and await all of it.
@@ -411,19 +417,19 @@ class Producer:
                     raise  # only the caller can make new ids
             return await self._collect(await self._prepare_again(prepared), deadline_s)
 
-    def _timeout_s(self, prepared: Prepared) -> float:
-        given_s = prepared.options.timeout_s
-        return self._settings.request_timeout_s if given_s is None else given_s
+    def _timeout_s(self, options: Options) -> float:
+        return self._settings.request_timeout_s if options.timeout_s is None else options.timeout_s
 
     def _deadline_s(self, prepared: Prepared) -> float:
         """When the result is no longer wanted, on the event loop's clock."""
-        return asyncio.get_running_loop().time() + self._timeout_s(prepared)
+        since_s = asyncio.get_running_loop().time() if prepared.arrived_s is None else prepared.arrived_s
+        return since_s + self._timeout_s(prepared.options)
 
     async def _prepare_again(self, prepared: Prepared) -> Prepared:
         """The same request, tokenised for the revision that is served by now."""
         log.info("producer.stale_card", model=prepared.model)
-        await self.fleet.refresh()
-        return await self.prepare(prepared.inputs, prepared.options)
+        await self.fleet.refresh_within(self._deadline_s(prepared) - asyncio.get_running_loop().time())
+        return replace(await self._prepare(prepared.inputs, prepared.options), arrived_s=prepared.arrived_s)
 
     async def _collect(self, prepared: Prepared, deadline_s: float) -> Embeddings:
         async with aclosing(self._parts(prepared, deadline_s)) as parts:
@@ -434,6 +440,8 @@ class Producer:
         keys = await self._keys()
         session = self._sessions.of(keys)
         now = asyncio.get_running_loop().time()
+        if deadline_s <= now:
+            raise ResultTimeout("The request's time was over before it could be sent.")
         request_id = os.urandom(16)
         jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
         request = PendingRequest(request_id, jobs, now, deadline_s)
@@ -457,7 +465,7 @@ class Producer:
         if keys not in self._submissions:
             submission = self._submissions[keys] = Submission(self._redis, keys, self.fleet.admission(keys))
             self._tasks.append(start(submission.run(self._stopping), "submit"))
-        timeout_s, now = self._timeout_s(prepared), asyncio.get_running_loop().time()
+        timeout_s, now = self._timeout_s(prepared.options), asyncio.get_running_loop().time()
         # Every part that comes renews the expiry, so it must not be shorter than the time the others may take.
         ttl_s = math.ceil(timeout_s) + result_ttl_s
         jobs = cut_into_jobs(prepared, request_id, max(1, int(timeout_s * 1000)), ttl_s)

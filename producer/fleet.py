@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -164,18 +165,25 @@ class Fleet:
                 await after_failure(self._redis, error)
         self.redis_ok = self._fleet_contact.ok and self._lanes_contact.trouble is None
 
-    async def live(self) -> ServedModel:
+    async def refresh_within(self, seconds: float) -> bool:
+        """Ask Redis now, but wait no longer than `seconds`, and never longer than 2.2 s. Returns whether it is done."""
+        asking = asyncio.ensure_future(self.refresh())
+        done, _ = await asyncio.wait({asking}, timeout=max(0.0, min(_PATIENCE_S, seconds)))
+        return bool(done)  # if not, it goes on; only this caller waits no longer
+
+    async def live(self, within_s: float = math.inf) -> ServedModel:
         """The model, when somebody serves it now, or when requests may wait for the first consumer.
+
+        Args:
+            within_s: how long the caller has time.
 
         Raises:
             Unavailable: no Redis, no such model, or no consumer; within 2.2 s, whatever Redis does.
         """
         age_s = asyncio.get_running_loop().time() - self._checked_s
-        if self.trouble is not None or age_s > _STALE_S:  # good news is worth a question
-            asking = asyncio.ensure_future(self.refresh())
-            done, _ = await asyncio.wait({asking}, timeout=_PATIENCE_S)
-            if not done:  # it goes on; only this caller waits no longer
-                raise Unavailable("Redis does not answer.", retry_after_s=2.0)
+        asks = self.trouble is not None or age_s > _STALE_S  # good news is worth a question
+        if asks and not await self.refresh_within(within_s):
+            raise Unavailable("Redis does not answer.", retry_after_s=2.0)
         if self.served is not None and (self.trouble is None or self._only_consumers_lack):
             return self.served
         raise Unavailable(self.trouble or "No consumer is alive.", retry_after_s=2.0)

@@ -16,9 +16,11 @@ from embedstream.shared.connections import after_failure, backoff_s, is_transien
 from embedstream.shared.keys import FIELD_CANCELLED, Keys
 from embedstream.shared.logs import get_logger, told
 
-NOTICES_KEPT = 10_000
+NOTICES_KEPT = 2000
 """Entries of the stream, about; consumers read it as it grows."""
-MAX_IDS = 1000
+NOTICES_TTL_MS = 3_600_000
+"""The stream goes when nothing was called off for so long: as long as consumers remember."""
+MAX_IDS = 256
 """Requests named in one entry."""
 MOST_WAITING = 100_000
 """Requests remembered while Redis is away; the oldest go first, for their deadlines are nearest."""
@@ -78,6 +80,7 @@ class Notices:
             fields: dict[Any, Any] = {FIELD_CANCELLED: b"".join(ids)}
             try:
                 await self._redis.xadd(keys.notices, fields, maxlen=NOTICES_KEPT)
+                await self._redis.pexpire(keys.notices, NOTICES_TTL_MS)
             except (RedisError, OSError):
                 self._waiting.extendleft((keys, request_id) for request_id in reversed(ids))
                 raise

@@ -19,7 +19,10 @@ from embedstream.shared.errors import (
     StaleCard,
 )
 from embedstream.shared.jobs import Job
-from embedstream.shared.results import ResultPart, Status
+from embedstream.shared.logs import get_logger
+from embedstream.shared.results import ResultPart, Status, is_one_answer
+
+log = get_logger()
 
 _ERRORS: dict[Status, type[EmbedstreamError]] = {
     Status.INVALID_INPUT: InvalidInput,
@@ -38,11 +41,13 @@ class JobParts:
     Their parts are kept apart, and the first answer that is whole is the answer.
     """
 
-    __slots__ = ("_answers", "done")
+    __slots__ = ("_answers", "done", "mixed")
 
     def __init__(self) -> None:
         self._answers: dict[tuple[int, bytes], dict[int, ResultPart]] = {}
         self.done = False
+        self.mixed = False
+        """Whether parts that had come were dropped, for they were no one answer."""
 
     def add(self, part: ResultPart) -> list[ResultPart] | None:
         """Take in a part.
@@ -55,13 +60,21 @@ class JobParts:
             return None
         answer = self._answers.setdefault((part.n_parts, part.fingerprint), {})
         if part.part in answer:
+            answer[part.part] = part  # most likely the same; else the newer one has the better chance of being followed
             return None
         answer[part.part] = part
         if len(answer) < part.n_parts:
             return []
+        whole = [answer[number] for number in range(part.n_parts)]
+        if not is_one_answer(whole):
+            # Of two answers that were cut at different rows. Nobody can tell whose the parts are: all come anew.
+            log.warning("pending.mixed_answers", request=part.request_id.hex(), job=part.job, parts=part.n_parts)
+            del self._answers[part.n_parts, part.fingerprint]
+            self.mixed = True
+            return []
         self.done = True
         self._answers = {}
-        return [answer[number] for number in range(part.n_parts)]
+        return whole
 
 
 @dataclass(slots=True)

@@ -184,11 +184,15 @@ class _Gathered:
             self._n_jobs = int(n_jobs)
         if n_fields != self._n_fields:
             await self._read_new()
-            self._n_fields = n_fields
+            self._n_fields = -1 if any(job.mixed for job in self._jobs.values()) else n_fields
         return 0 < self._n_jobs == self._n_done
 
     async def _read_new(self) -> None:
         fields: Any = await self._redis.hkeys(self._key)
+        for number, job in self._jobs.items():
+            if job.mixed:  # parts of two answers, of which the second one was still being written
+                job.mixed = False
+                self._seen -= {field for field in self._seen if field.startswith(b"%d:" % number)}
         new = [field for field in fields if b":" in field and field not in self._seen]
         for start in range(0, len(new), READ_COUNT):
             some = new[start : start + READ_COUNT]

@@ -52,6 +52,7 @@ class Prepared:
         tokens: all inputs as columns, in their order; for text without ids, `lengths` counting UTF-8 bytes.
         options: how to treat it.
         asked_for: the model, by the name it has without a card.
+        arrived_s: when it came, on the event loop's clock: from then on its time runs. None: when it is sent.
     """
 
     card: ModelCard | None
@@ -59,6 +60,7 @@ class Prepared:
     tokens: Tokens
     options: Options
     asked_for: str = ""
+    arrived_s: float | None = None
 
     @property
     def model(self) -> str:

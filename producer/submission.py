@@ -67,6 +67,7 @@ class Submission:
             elif any(sent.queued for sent in unconfirmed):
                 await request.wait_for_news(CHECK_S)
             else:
+                # It may have been accepted already: asking again could refuse what is on its lane.
                 await pause(next(pauses), stopping)
-                self._writer.send(request, unconfirmed, ask=not request.accepted)
+                self._writer.send(request, unconfirmed, ask=False)
         raise request.error

@@ -7,7 +7,7 @@ is idempotent by (request, job, part), so a part that comes twice changes nothin
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
@@ -222,6 +222,32 @@ def _piece(whole: ResultPart, piece: list[tuple[int, int]], number: int, count: 
     if start + len(vectors) < int(whole.rows["vectors"][:end].sum(dtype=np.int64)):
         rows["flags"][-1] |= ROW_CONTINUES
     return replace(whole, part=number, n_parts=count, first_row=whole.first_row + first, rows=rows, vectors=vectors)
+
+
+def is_one_answer(parts: Sequence[ResultPart]) -> bool:
+    """Whether the parts of a job follow one another row by row, as those of one answer do.
+
+    Two consumers may have cut their answers to one job at different rows, when different rows failed: part 0 of the one
+    and part 1 of the other are as many as there should be, and yet miss a row or bring it twice.
+
+    Args:
+        parts: in order, from the first to the last.
+    """
+    next_row, goes_on, of_cut_row = parts[0].first_row, False, 0
+    for part in parts:
+        if part.first_row != next_row - goes_on:
+            return False
+        is_cut = bool(part.rows["flags"][-1] & ROW_CONTINUES)
+        within_one_row = goes_on and is_cut and part.n_rows == 1
+        if goes_on:
+            of_cut_row += int(part.rows["vectors"][0])
+            # A row that was cut has one vector for each of its tokens, in all of its pieces together.
+            if not within_one_row and of_cut_row != int(part.rows["tokens"][0]):
+                return False
+        if is_cut and not within_one_row:
+            of_cut_row = int(part.rows["vectors"][-1])
+        next_row, goes_on = part.first_row + part.n_rows, is_cut
+    return not goes_on
 
 
 def frame(parts: Iterable[bytes]) -> bytes:

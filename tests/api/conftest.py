@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any, Self
@@ -89,7 +90,8 @@ class StubFleet(Fleet):
     def trouble(self) -> str | None:
         return self.reason
 
-    async def live(self) -> ServedModel:
+    async def live(self, within_s: float = math.inf) -> ServedModel:
+        del within_s
         if self.reason is not None or self.served is None:
             raise Unavailable(self.reason or "No consumer is alive.", retry_after_s=2.0)
         return self.served

@@ -194,3 +194,13 @@ async def test_lanes_that_cannot_be_looked_at_are_a_trouble_until_they_can(
     await fleet.live()  # it was mended, and the question is asked at once
     stopping.set()
     await polling
+
+
+async def test_a_caller_with_little_time_waits_no_longer(follower: Any) -> None:
+    fleet, answer = follower(), asyncio.Event()
+    fleet._refresh = answer.wait
+    started_s = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable, match="Redis does not answer"):
+        await fleet.live(0.05)
+    assert asyncio.get_running_loop().time() - started_s < fleet_module._PATIENCE_S
+    answer.set()

@@ -86,3 +86,26 @@ async def test_jobs_that_two_revisions_answered_do_not_belong_together() -> None
     request.add(whole(2.0, OTHER, index=1, count=2))
     with pytest.raises(StaleCard, match="Two revisions"):
         await collected(request)
+
+
+async def test_parts_that_were_cut_at_different_rows_are_no_answer() -> None:
+    """One consumer failed a row, sent its first part and died; the other one failed none, and so cut elsewhere."""
+    early, late = split(whole(1.0), 245), split(whole(2.0), 265)
+    assert len(early) == len(late)
+    assert early[0].n_rows != late[0].n_rows
+    request = pending()
+    request.add(early[0])
+    for part in late[1:]:
+        request.add(part)
+    assert not request.done  # a row would be missing, and all behind it in the wrong place
+    for part in late:
+        request.add(part)
+    np.testing.assert_array_equal(await collected(request), np.full((8, 4), 2.0))
+
+
+async def test_the_newer_of_two_first_parts_is_kept() -> None:
+    early, late = split(whole(1.0), 245), split(whole(2.0), 265)
+    request = pending()
+    for part in (early[0], *late):
+        request.add(part)
+    np.testing.assert_array_equal(await collected(request), np.full((8, 4), 2.0))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
-from embedstream.producer import Lane, Producer, SyncProducer, VectorType
+from embedstream.producer import Lane, Options, Producer, SyncProducer, VectorType
 from embedstream.shared import results
 from embedstream.shared.cards import ModelCard, ModelEntry
 from embedstream.shared.errors import (
@@ -476,3 +476,20 @@ async def test_the_blocking_producer_does_the_same(settings: Settings, stub: Any
             producer.embed("a")
 
     await asyncio.to_thread(work)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e9])
+async def test_a_time_no_request_can_have_is_refused(producer: Producer, stub: Any, timeout_s: float) -> None:
+    with pytest.raises(InvalidInput, match="timeout_s"):
+        await producer.embed("a", timeout_s=timeout_s)
+    with pytest.raises(InvalidInput, match="result_ttl_s"):
+        await producer.submit("a", result_ttl_s=2**31 + 1)
+    assert stub.seen == []
+
+
+async def test_the_time_of_a_request_runs_from_its_arrival(producer: Producer, stub: Any) -> None:
+    prepared = await producer.prepare(["a"], Options(timeout_s=0.05))
+    await asyncio.sleep(0.06)
+    with pytest.raises(ResultTimeout, match="before it could be sent"):
+        await producer.run(prepared)
+    assert stub.seen == []

@@ -207,7 +207,7 @@ async def test_a_caller_that_gives_up_breaks_no_command(producer: Producer, stub
         await asyncio.gather(task, return_exceptions=True)
     await producer._unbroken.join()
     assert len(asyncio.all_tasks()) <= before + 2  # the fleet's polling may have one of its own
-    assert await connections_made() - connections < 5  # a command that is broken off costs one
+    assert await connections_made() - connections < 16  # the pool may fill; a command that is broken off costs one more
     assert await producer.result(await producer.submit([[1]])) is not None
 
 

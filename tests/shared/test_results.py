@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -126,3 +128,29 @@ def test_a_failed_job_tells_why_for_every_row() -> None:
 def test_long_messages_are_cut_between_characters() -> None:
     whole = part([0], messages=("ü" * 600,))
     assert results.decode(whole.encode()).message(0).startswith("ü" * 500)
+
+
+def per_token(counts: list[int]) -> ResultPart:
+    """An answer with one vector for each token."""
+    whole = part(counts)
+    rows = whole.rows.copy()
+    rows["tokens"] = counts
+    return replace(whole, rows=rows)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=64), st.integers(200, 3000), st.integers(200, 3000))
+def test_parts_of_two_answers_are_told_from_those_of_one(counts: list[int], limit: int, other_limit: int) -> None:
+    ones, twos = results.split(per_token(counts), limit), results.split(per_token(counts), other_limit)
+    assert results.is_one_answer(ones)
+    assert results.is_one_answer(twos)
+    cuts = [[(piece.first_row, int(piece.rows["vectors"].sum())) for piece in pieces] for pieces in (ones, twos)]
+    if len(ones) == len(twos) > 1 and cuts[0] != cuts[1]:
+        changed = next(place for place, (one, two) in enumerate(zip(*cuts, strict=True)) if one != two)
+        assert not results.is_one_answer([*ones[: changed + 1], *twos[changed + 1 :]])
+
+
+def test_a_missing_row_and_a_cut_one_are_no_answer() -> None:
+    pieces = results.split(per_token([3, 3, 3, 3]), 80 + 4 * 12 + 3 * 12 + 2)
+    assert len(pieces) > 2
+    assert not results.is_one_answer([pieces[0], *pieces[2:]])
+    assert not results.is_one_answer(results.split(per_token([40]), 240)[:-1])

@@ -133,7 +133,6 @@ class DeviceThread:
         self._abandoned = False
         self._ended_s = 0.0  # of the batch before
         self._fitted = True  # whether the batch under way has fitted into memory so far
-        metrics.BATCH_BUDGET_TOKENS.set(rows.budget)
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the thread has ended; with its error, should it ever end by one."""
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -311,7 +310,7 @@ class DeviceThread:
         lowered = max(1, min(self._rows.budget, batch.cost) * 3 // 4)
         if self._fitted and batch.n_rows > 1 and lowered < self._rows.budget:
             log.warning("batch.budget_lowered", tokens=lowered, before=self._rows.budget)
-            self._set_budget(lowered)
+            self._rows.budget = lowered
         self._fitted = False
 
     def _raise_budget(self) -> None:
@@ -319,11 +318,8 @@ class DeviceThread:
         self._good_batches = self._good_batches + 1 if self._fitted else 0
         if self._good_batches >= GOOD_BATCHES and self._rows.budget < self._full_budget:
             self._good_batches = 0
-            self._set_budget(min(self._full_budget, self._rows.budget * 5 // 4 + 1))
-
-    def _set_budget(self, tokens: int) -> None:
-        self._rows.budget = tokens
-        metrics.BATCH_BUDGET_TOKENS.set(tokens)
+            self._rows.budget = min(self._full_budget, self._rows.budget * 5 // 4 + 1)
+            log.info("batch.budget_raised", tokens=self._rows.budget, full=self._full_budget)
 
     def _ask(self, question: Coroutine[Any, Any, T], otherwise: T) -> T:
         """Have something done on the event loop and wait for it; `otherwise` when that loop has ended.

@@ -58,11 +58,6 @@ QUEUE_WAIT_SECONDS = Histogram(
 )
 BATCH_SECONDS = Histogram("embedstream_batch_seconds", "One forward pass with pooling.", buckets=_SECONDS)
 BATCH_ROWS = Histogram("embedstream_batch_rows", "Sequences in one forward pass.", buckets=_SIZES)
-BATCH_BUDGET_TOKENS = Gauge(
-    "embedstream_batch_budget_tokens",
-    "Most tokens of a batch, padding included; lower while memory is short.",
-    multiprocess_mode="livemin",
-)
 TOKENS = Counter("embedstream_tokens", "Tokens computed, without padding.", ["lane"])
 JOBS = Counter("embedstream_jobs", "Jobs answered, by the worst status among their rows.", ["lane", "status"])
 """Statuses: the names of `results.Status` in lower case."""

@@ -47,7 +47,7 @@ ON_LOOP_ROWS = 256
 ON_LOOP_BYTES = 256 * 1024
 
 SHORT_BLOCK_MS = 20
-AT_A_TIME = 16
+AT_A_TIME = 8
 """Jobs looked into, or answered, between two turns of the event loop: about a millisecond."""
 LOOK_FOR_GIVEN_BACK_S = 30.0
 """Time between two looks through all that is pending; a consumer that gives back says so, and is looked at at once."""

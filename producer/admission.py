@@ -29,6 +29,8 @@ UNBOUNDED_LANE_BYTES = 256 * 1024 * 1024
 """Of a lane on a server without maxmemory."""
 BYTES_A_TOKEN = 4
 """Of text, about, for jobs whose tokens nobody has counted yet."""
+ASSUMED_DIMENSION = 1024
+"""Components of a vector, while no consumer has told: as many as common large models have."""
 JITTER = 0.1
 """Refused clients come back spread by so much to either side, not all at once."""
 MIN_RETRY_S = 1.0

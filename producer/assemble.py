@@ -24,8 +24,8 @@ def assemble(parts: list[ResultPart], truncated: int = 0) -> Embeddings:
     Raises:
         StaleCard: its jobs were answered by two revisions of the model; their vectors do not belong together.
     """
-    if len({part.fingerprint for part in parts}) > 1:
-        raise StaleCard("Two revisions of the model have each answered a piece of the request.")
+    for part in parts:
+        check_revision(part, parts[0].fingerprint)
     parts = sorted(parts, key=lambda part: (part.job, part.part))
     rows = np.concatenate([part.rows for part in parts])
     whole = rows[rows["flags"] & ROW_CONTINUES == 0]  # a row that goes on is told again by its last piece
@@ -39,6 +39,20 @@ def assemble(parts: list[ResultPart], truncated: int = 0) -> Embeddings:
             sum(part.timing.compute_tokens for part in parts if part.part == 0),
         ),
     )
+
+
+def check_revision(part: ResultPart, revision: bytes) -> None:
+    """Check that a part belongs to those that came before it.
+
+    Args:
+        part: of a request's result.
+        revision: fingerprint of the others.
+
+    Raises:
+        StaleCard: another revision of the model has answered it.
+    """
+    if part.fingerprint != revision:
+        raise StaleCard("Two revisions of the model have each answered a piece of the request.")
 
 
 def split_by_input(vectors: NDArray[Any], tokens: NDArray[np.uint32]) -> Sequence[NDArray[Any]]:

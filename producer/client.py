@@ -26,10 +26,10 @@ from embedstream.shared.runfile import the_only_live
 from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
-from .admission import Undelivered, result_bytes
+from .admission import ASSUMED_DIMENSION, Undelivered, result_bytes
 from .arguments import MAX_RESULT_TTL_S, listed, options_of
 from .arrival import end_the_forlorn
-from .assemble import assemble, split_by_input
+from .assemble import assemble, check_revision, split_by_input
 from .fleet import Fleet
 from .notices import Notices
 from .outcomes import counted
@@ -445,14 +445,17 @@ class Producer:
         request_id = os.urandom(16)
         jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
         request = PendingRequest(request_id, jobs, now, deadline_s)
-        vectors, dimension = prepared.options.vectors, prepared.dimension or 0
+        vectors, dimension = prepared.options.vectors, prepared.dimension or ASSUMED_DIMENSION
         with self._undelivered.expecting(result_bytes(vectors, prepared.n_inputs, prepared.n_tokens, dimension)):
             session.replies.requests[request_id] = request
             try:
                 session.writer.send(request, request.jobs)
+                revision = b""
                 async with aclosing(request.parts()) as parts:
                     async for part in parts:
                         raise_for_rows(part)
+                        revision = revision or part.fingerprint
+                        check_revision(part, revision)
                         yield part
             finally:
                 del session.replies.requests[request_id]

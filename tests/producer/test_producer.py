@@ -493,3 +493,16 @@ async def test_the_time_of_a_request_runs_from_its_arrival(producer: Producer, s
     with pytest.raises(ResultTimeout, match="before it could be sent"):
         await producer.run(prepared)
     assert stub.seen == []
+
+
+async def test_a_stream_never_mixes_two_revisions(producer: Producer, stub: Any) -> None:
+    stub.on_job = lambda job, parts: [replace(part, fingerprint=bytes([job.index]) * 16) for part in parts]
+    got = []
+
+    async def read() -> None:
+        async for piece in producer.stream(["a"] * 65):  # two jobs
+            got.append(piece)
+
+    with pytest.raises(StaleCard, match="Two revisions"):
+        await read()
+    assert len(got) == 1

@@ -21,34 +21,28 @@ from embedstream.shared.connections import READER_TIMEOUT_S, after_failure, back
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.logs import get_logger, told
-from embedstream.shared.results import Status
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
-from .batching import Dropped, MicroBatch, RowQueue
+from .batching import Dropped, RowQueue
+from .delivery import Delivery
 from .device_thread import DeviceThread, Done, Trial
 from .entries import Entry, RawEntry
-from .faults import Fault
 from .hand import Hand
 from .heartbeat import Heartbeat
 from .intake import Intake, Refused
-from .isolation import Piece
 from .leases import Leases
 from .notices import Notices
-from .outcome import Embedded, Embeds, deliver, fail
+from .outcome import Embeds
 from .pace import Pace
-from .publisher import Answer, DeadLetterBounds, Publisher, answer_of, answer_to_refused
+from .publisher import DeadLetterBounds, Publisher
 from .reader import LaneReader
 from .suspects import Suspects, SuspectTrial
 from .watchdog import State, Watchdog
 
-ON_LOOP_ROWS = 256
-"""Batches up to this size are handed out on the event loop (about 0.2 ms); a thread costs 0.1 ms."""
-ON_LOOP_BYTES = 256 * 1024
-
 SHORT_BLOCK_MS = 20
 AT_A_TIME = 8
-"""Jobs looked into, or answered, between two turns of the event loop: about a millisecond."""
+"""Jobs looked into between two turns of the event loop: about a millisecond."""
 LOOK_FOR_GIVEN_BACK_S = 30.0
 """Time between two looks through all that is pending; a consumer that gives back says so, and is looked at at once."""
 
@@ -131,7 +125,6 @@ class Worker:
     ) -> None:
         self._clients = clients
         self._consumer = consumer
-        self._fingerprint = card.fingerprint
         self._limits = limits
         self._embedder = embedder
         self._pace = pace
@@ -143,6 +136,7 @@ class Worker:
         self._leases = Leases(clients.commands, keys, consumer, self._hand, int(limits.lease_backstop_s * 1000))
         self._intake = Intake(card, tokenizer, keys.reply(""))
         self._publisher = Publisher(clients.commands, keys, self._hand.give, limits.dead_letters)
+        self._delivery = Delivery(self._publisher, card.fingerprint)
         self._suspects = Suspects(
             clients.commands,
             keys,
@@ -151,7 +145,7 @@ class Worker:
             heartbeat.redis_now_ms,
             self._notices.cancelled,
             limits.max_consumer_deaths,
-            self._settle,
+            self._delivery.settle,
             self._hand.give,
         )
         self._tokens_of_entry = dict.fromkeys(LANES, float(limits.budget))  # to know how many entries to ask for
@@ -436,7 +430,7 @@ class Worker:
         for raw in raws:
             taken = await self._intake.accept(raw, self._heartbeat.redis_now_ms())
             if isinstance(taken, Refused) or taken.done:
-                await self._settle(taken)
+                await self._delivery.settle(taken)
             else:
                 self._observe(raw.lane, len(taken.tokens.ids))
                 accepted.setdefault(raw.lane, []).append(taken)
@@ -462,20 +456,12 @@ class Worker:
 
     # Answering
 
-    async def _settle(self, settled: Entry | Refused) -> None:
-        """Answer what needs no device: a job that is refused, or each of whose rows has failed already."""
-        if isinstance(settled, Entry):
-            await self._publisher.put(answer_of(settled, self._fingerprint))
-            return
-        log.info("worker.refused", entry=settled.raw.entry_id.decode(), reason=settled.reason)
-        await self._publisher.put(answer_to_refused(settled))
-
     async def _hear_all(self, device: DeviceThread) -> None:
         """Take the device thread's news, one after the other."""
         while True:
             news = await self._news.get()
             if isinstance(news, Done):
-                await self._deliver(news)
+                await self._delivery.deliver(news)
                 device.delivered()
             elif isinstance(news, SuspectTrial):
                 self._suspects.ended(news)
@@ -483,54 +469,5 @@ class Worker:
                     await pause(SHORT_BLOCK_MS / 1000, self._stop)  # Redis is away
                 self._offer_trial()
             else:
-                await self._let_go(news)
+                await self._delivery.let_go(news)
             self._news.task_done()
-
-    async def _deliver(self, done: Done) -> None:
-        """Hand the vectors of a batch to its jobs, and publish the jobs it finished."""
-        entries: dict[int, Entry] = {}
-        for piece in done.pieces:
-            if piece.batch.n_rows <= ON_LOOP_ROWS:
-                _hand_out(piece, done.started_ms)
-            else:
-                await asyncio.to_thread(_hand_out, piece, done.started_ms)
-            entries |= {id(entry): entry for entry in piece.batch.entries}
-        finished = [entry for entry in entries.values() if entry.done]
-        for place, entry in enumerate(finished, 1):
-            await self._publisher.put(await self._answer_of(entry))
-            if place % AT_A_TIME == 0:
-                await asyncio.sleep(0)
-
-    async def _answer_of(self, entry: Entry) -> Answer:
-        if entry.result_bytes > ON_LOOP_BYTES:
-            return await asyncio.to_thread(answer_of, entry, self._fingerprint)
-        return answer_of(entry, self._fingerprint)
-
-    async def _let_go(self, dropped: list[tuple[Entry, Dropped]]) -> None:
-        """End jobs nobody waits for. Of an abandoned one only its result key is told, if it has one."""
-        for entry, reason in dropped:
-            if reason is Dropped.EXPIRED:
-                entry.fail_rest(Status.EXPIRED, f"The job waited longer than its {entry.job.ttl_ms} ms.")
-            else:
-                entry.cancel()
-            await self._publisher.put(answer_of(entry, self._fingerprint))
-        log.debug("worker.dropped", jobs=len(dropped))
-
-
-def _hand_out(piece: Piece, started_ms: float) -> None:
-    for entry in piece.batch.entries:
-        if entry.started_ms is None:
-            entry.started_ms = started_ms
-            waited_s = max(0.0, started_ms - entry.raw.enqueued_ms) / 1000
-            metrics.QUEUE_WAIT_SECONDS.labels(entry.raw.lane.value).observe(waited_s)
-    if isinstance(piece.outcome, Embedded):
-        deliver(piece.batch, piece.outcome, started_ms)
-        log.debug("batch.embedded", **_size(piece.batch), duration_ms=round(piece.outcome.duration_s * 1000, 1))
-        return
-    memory = piece.outcome.fault is Fault.MEMORY
-    reason = "There is not enough memory for it" if memory else piece.outcome.kind
-    fail(piece.batch, f"The model failed on this input: {reason}.")
-
-
-def _size(batch: MicroBatch) -> dict[str, int]:
-    return {"jobs": len(batch.entries), "rows": batch.n_rows, "tokens": batch.n_tokens}

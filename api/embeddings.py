@@ -48,7 +48,7 @@ class EmbeddingsEndpoint:
         timeout_s = deadline.timeout_s(request.headers, self._settings.request_timeout_s)
         options = replace(body.options(auto_truncate=self._settings.auto_truncate), timeout_s=timeout_s)
         prepared = await self._producer.prepare(body.input, options)
-        self._check_limit("tokens", prepared.n_tokens, self._settings.max_request_tokens)
+        self._check_limit("tokens", prepared.least_tokens, self._settings.max_request_tokens)
 
         context = context_of(request.scope)
         context.note(inputs=prepared.n_inputs, tokens=prepared.n_tokens, form=body.encoding_format)

@@ -20,6 +20,7 @@ from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.options import VectorOptions
 
 from .backlog import GUESSED_JOB_BYTES, GUESSED_JOB_TOKENS, LaneBacklog, Totals
+from .request import BYTES_A_TOKEN
 
 DEADLINE_SHARE = 0.8
 """Part of the time to a request's deadline that it may wait; the rest is for computing it."""
@@ -27,8 +28,6 @@ MEMORY_SHARES: Mapping[Lane, float] = {Lane.INTERACTIVE: 0.2, Lane.BULK: 0.3}
 """Of the server's maxmemory: what the jobs of a lane may take. The other half is for results and overhead."""
 UNBOUNDED_LANE_BYTES = 256 * 1024 * 1024
 """Of a lane on a server without maxmemory."""
-BYTES_A_TOKEN = 4
-"""Of text, about, for jobs whose tokens nobody has counted yet."""
 ASSUMED_DIMENSION = 1024
 """Components of a vector, while no consumer has told: as many as common large models have."""
 JITTER = 0.1

@@ -27,7 +27,7 @@ from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
 from .admission import ASSUMED_DIMENSION, Undelivered, result_bytes
-from .arguments import MAX_RESULT_TTL_S, listed, options_of
+from .arguments import MAX_RESULT_TTL_S, MAX_TIMEOUT_S, listed, options_of
 from .arrival import end_the_forlorn
 from .assemble import assemble, check_revision, split_by_input
 from .fleet import Fleet
@@ -186,7 +186,7 @@ class Producer:
         )
         items = listed(inputs)
         if len(items) == 0:
-            recipe = (await self.fleet.live()).card.recipe
+            recipe = (await self.fleet.live(self._timeout_s(options))).card.recipe
             return np.empty((0, dimensions or recipe.dimension), options.vectors.dtype.numpy)
         result = await self.run(await self.prepare(items, options))
         return result.vectors.copy()  # the buffer of a reply is read-only
@@ -323,12 +323,19 @@ class Producer:
         )
         name = os.urandom(16) if request_id is None else read_id(request_id)
         ttl_s = self._settings.result_ttl_s if result_ttl_s is None else result_ttl_s
-        if not 1 <= ttl_s <= MAX_RESULT_TTL_S:
-            message = f"result_ttl_s is {ttl_s}; it must be at least 1 and at most {MAX_RESULT_TTL_S}."
+        if not (isinstance(ttl_s, int) and 1 <= ttl_s <= MAX_RESULT_TTL_S):
+            message = f"result_ttl_s is {ttl_s}; it must be a whole number from 1 to {MAX_RESULT_TTL_S}."
             raise InvalidInput(message, param="result_ttl_s")
         prepared = await self.prepare(listed(inputs), options)
         with counted(options.lane, until_result=False):
-            await self._unbroken.run(self._store(prepared, name, ttl_s))
+            try:
+                async with asyncio.timeout_at(self._deadline_s(prepared)):
+                    await self._unbroken.run(self._store(prepared, name, ttl_s))
+            except TimeoutError:  # it goes on without this caller
+                raise Unavailable(
+                    "Redis has not confirmed the jobs in the request's time; submit them again under the same id.",
+                    retry_after_s=2.0,
+                ) from None
         return name.hex()
 
     async def result(self, request_id: str, *, timeout_s: float | None = None) -> NDArray[Any]:
@@ -389,11 +396,12 @@ class Producer:
         """
         with counted(options.lane, until_result=False):
             arrived_s = asyncio.get_running_loop().time()
-            return replace(await self._prepare(inputs, options), arrived_s=arrived_s)
+            prepared = await self._prepare(inputs, options, self._timeout_s(options))
+            return replace(prepared, arrived_s=arrived_s)
 
-    async def _prepare(self, inputs: Inputs, options: Options) -> Prepared:
+    async def _prepare(self, inputs: Inputs, options: Options, within_s: float) -> Prepared:
         try:
-            served = await self.fleet.live(self._timeout_s(options))
+            served = await self.fleet.live(within_s)
         except Unavailable:
             if not self._waits_for_the_first:
                 raise
@@ -428,8 +436,10 @@ class Producer:
     async def _prepare_again(self, prepared: Prepared) -> Prepared:
         """The same request, tokenised for the revision that is served by now."""
         log.info("producer.stale_card", model=prepared.model)
-        await self.fleet.refresh_within(self._deadline_s(prepared) - asyncio.get_running_loop().time())
-        return replace(await self._prepare(prepared.inputs, prepared.options), arrived_s=prepared.arrived_s)
+        loop, deadline_s = asyncio.get_running_loop(), self._deadline_s(prepared)
+        await self.fleet.refresh_within(deadline_s - loop.time())
+        again = await self._prepare(prepared.inputs, prepared.options, deadline_s - loop.time())
+        return replace(again, arrived_s=prepared.arrived_s)
 
     async def _collect(self, prepared: Prepared, deadline_s: float) -> Embeddings:
         async with aclosing(self._parts(prepared, deadline_s)) as parts:
@@ -446,7 +456,7 @@ class Producer:
         jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
         request = PendingRequest(request_id, jobs, now, deadline_s)
         vectors, dimension = prepared.options.vectors, prepared.dimension or ASSUMED_DIMENSION
-        with self._undelivered.expecting(result_bytes(vectors, prepared.n_inputs, prepared.n_tokens, dimension)):
+        with self._undelivered.expecting(result_bytes(vectors, prepared.n_inputs, prepared.least_tokens, dimension)):
             session.replies.requests[request_id] = request
             try:
                 session.writer.send(request, request.jobs)
@@ -483,8 +493,10 @@ class Producer:
             raise
 
     async def _pick_up(self, request_id: str, timeout_s: float | None) -> Embeddings:
-        name, keys = read_id(request_id), await self._keys()
         wait_s = self._settings.request_timeout_s if timeout_s is None else timeout_s
+        if not 0 <= wait_s <= MAX_TIMEOUT_S:
+            raise InvalidInput(f"timeout_s is {wait_s}; it must be from 0 to {MAX_TIMEOUT_S}.", param="timeout_s")
+        name, keys = read_id(request_id), await self._keys()
         kept = KeptResults(self._redis, keys, self._unbroken)
         return assemble(await kept.wait(name, wait_s, self._stopping))
 

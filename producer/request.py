@@ -20,6 +20,8 @@ Inputs = Sequence[str] | Sequence[Sequence[int] | NDArray[np.integer]]
 """Texts, or one sequence of token ids for each input."""
 
 _MAX_U16 = 2**16
+BYTES_A_TOKEN = 4
+"""Of text, about, for jobs whose tokens nobody has counted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,13 @@ class Prepared:
     def n_tokens(self) -> int:
         """Number of tokens, after truncation, special tokens included."""
         return len(self.tokens.ids)
+
+    @property
+    def least_tokens(self) -> int:
+        """Tokens it has at least, about: of text that a consumer will tokenise, as many as its bytes make as a rule."""
+        if self.card is not None:
+            return self.n_tokens
+        return -(-int(self.tokens.lengths.sum(dtype=np.int64)) // BYTES_A_TOKEN)
 
     @property
     def is_text(self) -> bool:

@@ -46,7 +46,7 @@ class Submission:
         A call whose outcome is unknown is made once more: a job that is stored twice gives the same result twice.
 
         Raises:
-            Overloaded: refused; nothing was stored.
+            Overloaded: refused by the first call; nothing was stored.
             Unavailable: not confirmed, and perhaps stored in part.
         """
         loop = asyncio.get_running_loop()

@@ -193,7 +193,7 @@ def split(whole: ResultPart, max_bytes: int = MAX_PART_BYTES) -> list[ResultPart
     vector_bytes = max(1, whole.vectors.shape[1] * whole.dtype.numpy.itemsize)
     if fixed + whole.rows.nbytes + whole.vectors.nbytes <= max_bytes:
         return [whole]
-    # Every piece leaves room for the whole row table, so the cuts depend on the vectors alone.
+    # Every piece leaves room for the whole row table, so all fit; where it is cut depends on which rows failed, too.
     room = max(1, (max_bytes - fixed - whole.rows.nbytes) // vector_bytes)
     pieces: list[list[tuple[int, int]]] = [[]]  # for each piece: (row, vectors of it)
     used = 0
@@ -233,21 +233,23 @@ def is_one_answer(parts: Sequence[ResultPart]) -> bool:
     Args:
         parts: in order, from the first to the last.
     """
-    next_row, goes_on, of_cut_row = parts[0].first_row, False, 0
+    if len(parts) == 1:
+        return not parts[0].rows["flags"][-1] & ROW_CONTINUES
+    next_row = parts[0].first_row
     for part in parts:
-        if part.first_row != next_row - goes_on:
+        if part.first_row != next_row:
             return False
-        is_cut = bool(part.rows["flags"][-1] & ROW_CONTINUES)
-        within_one_row = goes_on and is_cut and part.n_rows == 1
-        if goes_on:
-            of_cut_row += int(part.rows["vectors"][0])
-            # A row that was cut has one vector for each of its tokens, in all of its pieces together.
-            if not within_one_row and of_cut_row != int(part.rows["tokens"][0]):
-                return False
-        if is_cut and not within_one_row:
-            of_cut_row = int(part.rows["vectors"][-1])
-        next_row, goes_on = part.first_row + part.n_rows, is_cut
-    return not goes_on
+        next_row = part.first_row + part.n_rows - bool(part.rows["flags"][-1] & ROW_CONTINUES)
+    rows = np.concatenate([part.rows for part in parts])
+    ends = np.flatnonzero(rows["flags"] & ROW_CONTINUES == 0)  # a row that goes on is told again by its last piece
+    if not len(ends) or ends[-1] != len(rows) - 1:
+        return False
+    vectors = np.diff(np.cumsum(rows["vectors"], dtype=np.int64)[ends], prepend=0)
+    # A part may also begin with the rest of a row that the part before it did not begin: count the vectors of each row.
+    good = rows["status"][ends] == Status.OK
+    of_good = vectors[good]
+    as_told = (of_good == 1).all() or (of_good == rows["tokens"][ends][good]).all()
+    return bool(as_told and not vectors[~good].any())
 
 
 def frame(parts: Iterable[bytes]) -> bytes:

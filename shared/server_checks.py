@@ -37,13 +37,11 @@ class ServerReport:
     Args:
         server: name and version, such as `Valkey 8.1.0`; "" when it does not tell.
         maxmemory_bytes: its memory limit; 0 for none, or when it does not tell.
-        used_memory_bytes: memory its data takes now; 0 when it does not tell.
         warnings: sentences for the operator, one for each thing that is not as it should be or cannot be known.
     """
 
     server: str = ""
     maxmemory_bytes: int = 0
-    used_memory_bytes: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -66,7 +64,7 @@ async def check_server(redis: Redis) -> ServerReport:
     maxmemory_bytes = _number(said.get("maxmemory"))
     if maxmemory_bytes == 0:
         warnings.append(_NO_LIMIT)
-    return ServerReport(_server(said), maxmemory_bytes or 0, _number(said.get("used_memory")) or 0, tuple(warnings))
+    return ServerReport(_server(said), maxmemory_bytes or 0, tuple(warnings))
 
 
 async def _ask(question: Awaitable[Any]) -> dict[str, Any]:

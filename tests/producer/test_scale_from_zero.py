@@ -16,7 +16,7 @@ from embedstream.producer.prepare import MAX_TEXT_BYTES
 from embedstream.producer.request import cut_into_jobs
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.connections import connect
-from embedstream.shared.errors import InputTooLong, InvalidInput, ResultTimeout, Unavailable
+from embedstream.shared.errors import InputTooLong, InvalidInput, Overloaded, ResultTimeout, Unavailable
 from embedstream.shared.jobs import LongInputs
 from embedstream.shared.keys import FIELD_CANCELLED, Keys
 from embedstream.shared.options import VectorOptions
@@ -180,3 +180,17 @@ async def test_several_models_must_still_be_named(
     client = connect(redis_url)
     assert not await client.exists(Keys(prefix, patient.served_names[0]).lane(Lane.INTERACTIVE))
     await client.aclose()
+
+
+async def test_text_counts_against_the_limits_before_anything_is_known_of_the_model(
+    patient: Settings, redis: Redis, keys: Keys
+) -> None:
+    settings = patient.model_copy(update={"max_undelivered_bytes": 3 * 1024 * 4})
+    async with Producer(settings=settings, model="m") as producer:
+        assert (await producer.prepare(["a" * 4001, "b" * 3], Options())).least_tokens == 1001
+        waiting = asyncio.create_task(producer.embed(["a", "b"]))
+        await queued(redis, keys, 1)
+        with pytest.raises(Overloaded, match="8,192 bytes of results"):
+            await producer.embed(["c", "d"])
+        waiting.cancel()
+        await asyncio.wait([waiting])

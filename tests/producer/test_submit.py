@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from embedstream.producer import Lane, Producer, SyncProducer
+from embedstream.producer import Lane, Producer, SyncProducer, enqueue
 from embedstream.producer.pickup import READ_COUNT
 from embedstream.shared import results
 from embedstream.shared.errors import InvalidInput, JobFailed, Overloaded, ResultNotFound, ResultTimeout, Unavailable
@@ -246,3 +246,32 @@ async def test_without_an_event_loop(settings: Settings, stub: Any) -> None:
     vectors, (matrix,) = await asyncio.to_thread(work)
     np.testing.assert_allclose(vectors[:, 0], [2, 3])
     assert matrix.shape == (2, 4)
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf"), -1.0])
+async def test_no_result_is_waited_for_without_end(producer: Producer, stub: Any, timeout_s: float) -> None:
+    with pytest.raises(InvalidInput, match="timeout_s is"):
+        async with asyncio.timeout(20):
+            await producer.result(MINE, timeout_s=timeout_s)
+
+
+async def test_a_part_of_a_second_is_no_time_to_keep_a_result(producer: Producer, stub: Any, redis: Redis) -> None:
+    with pytest.raises(InvalidInput, match="whole number"):
+        await producer.submit(["a"], result_ttl_s=1.5, request_id=MINE)  # type: ignore[arg-type] # on purpose
+    with pytest.raises(ResultNotFound):
+        await producer.result(MINE, timeout_s=0)
+
+
+async def test_submitting_ends_with_its_time(producer: Producer, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = asyncio.Event()
+    run = enqueue._SCRIPT.run
+
+    async def slow(*args: Any) -> Any:
+        await answer.wait()
+        return await run(*args)
+
+    monkeypatch.setattr(enqueue._SCRIPT, "run", slow)
+    with pytest.raises(Unavailable, match="submit them again under the same id"):
+        async with asyncio.timeout(4):  # less than it takes to give Redis up
+            await producer.submit(["a"], timeout_s=0.1)
+    answer.set()

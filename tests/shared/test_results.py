@@ -154,3 +154,32 @@ def test_a_missing_row_and_a_cut_one_are_no_answer() -> None:
     assert len(pieces) > 2
     assert not results.is_one_answer([pieces[0], *pieces[2:]])
     assert not results.is_one_answer(results.split(per_token([40]), 240)[:-1])
+
+
+@pytest.mark.parametrize("failed", [0, 1, 3])
+def test_no_mixture_of_two_answers_lacks_a_vector(failed: int) -> None:
+    """A part may begin with the rest of a row that the other answer's part before it did not begin."""
+
+    def answer(status: Status) -> ResultPart:
+        rows = np.zeros(4, ROW)
+        why: tuple[str, ...] = ()
+        rows["tokens"] = rows["vectors"] = 10
+        if status is not Status.OK:
+            rows["status"][failed], rows["vectors"][failed], rows["message"][failed] = status, 0, 1
+            why = ("why",)
+        vectors = np.zeros((int(rows["vectors"].sum()), 4), np.float32)
+        return ResultPart(bytes(16), bytes(16), 0, 1, 0, 1, 0, rows, vectors, VectorType.FLOAT32, why)
+
+    for size in range(150, 700):
+        one, other = results.split(answer(Status.OK), size), results.split(answer(Status.FAILED), size)
+        assert results.is_one_answer(one)
+        assert results.is_one_answer(other)
+        if len(one) != len(other):
+            continue
+        for cut in range(1, len(one)):
+            for mixed in ([*one[:cut], *other[cut:]], [*other[:cut], *one[cut:]]):
+                place = np.concatenate([part.first_row + np.arange(part.n_rows) for part in mixed])
+                vectors = np.bincount(place, np.concatenate([part.rows["vectors"] for part in mixed]), 4)
+                if results.is_one_answer(mixed):
+                    assert set(vectors) <= {0, 10}
+                    assert set(place) == set(range(4))

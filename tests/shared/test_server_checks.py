@@ -65,7 +65,6 @@ async def test_a_good_server_has_no_warning(redis: Redis) -> None:
     assert report.warnings == ()
     assert report.server.startswith(("Valkey ", "Redis "))
     assert report.maxmemory_bytes == 64 * 1024 * 1024
-    assert 0 < report.used_memory_bytes < report.maxmemory_bytes
 
 
 async def test_what_costs_safety_is_a_warning(redis: Redis) -> None:

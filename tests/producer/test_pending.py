@@ -108,4 +108,5 @@ async def test_the_newer_of_two_first_parts_is_kept() -> None:
     request = pending()
     for part in (early[0], *late):
         request.add(part)
+    assert request.done
     np.testing.assert_array_equal(await collected(request), np.full((8, 4), 2.0))

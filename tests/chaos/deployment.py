@@ -77,6 +77,7 @@ class Deployment:
         settings: further settings of all processes, by variable name without its prefix.
         server: where the queue is.
         lose_every: consumers and APIs reach the queue through a proxy that loses every so-manieth reply; 0 for none.
+        proxied: through a proxy in any case.
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class Deployment:
     settings: Mapping[str, object] = field(default_factory=dict)
     server: Server = field(init=False)
     lose_every: int = 0
+    proxied: bool = False
 
     def __post_init__(self) -> None:
         self.server = Server(self.folder)
@@ -104,7 +106,7 @@ class Deployment:
     async def __aenter__(self) -> Self:
         try:
             await self.server.start()
-            if self.lose_every:
+            if self.lose_every or self.proxied:
                 self.proxy = await Proxy(self.server.port, self.lose_every).start(self.folder)
             for _ in range(self.consumers):
                 self.start_consumer()

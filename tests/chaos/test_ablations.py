@@ -8,8 +8,12 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from embedstream.consumer.leases import ASTRAY_MS
+from embedstream.shared.connections import READER_TIMEOUT_S
+from embedstream.shared.lanes import Lane
+
 from . import raw_caller, toy
-from .deployment import Deployment, Device, Sites
+from .deployment import KEYS, Deployment, Device, Sites
 from .ledger import Ledger, Outcome
 from .load import ask_all
 from .requests import Mixture
@@ -20,6 +24,8 @@ pytestmark = pytest.mark.chaos
 SHORT_S = 8.0
 """Deadline of requests here: well above every promised time, and what is lost shows soon."""
 MOST_ROUNDS = 6
+LATE_S = READER_TIMEOUT_S + ASTRAY_MS / 1000 + 1.5
+"""When a read comes, its reader has given up and has looked once for what it may have brought."""
 
 
 async def _is_red(trial: Trial, once: Callable[[], Awaitable[Ledger]], rounds: int = MOST_ROUNDS) -> None:
@@ -72,27 +78,28 @@ async def test_a2_no_own_pending_sweep(site: Sites, trial: Trial) -> None:
 
 
 async def test_a3_one_shot_sweep(site: Sites, trial: Trial) -> None:
-    """The repetition of that sweep: one look after a failed read; Redis stands still for longer than a read waits."""
+    """The repetition of that sweep: one look after a failed read; a read reaches Redis after its reader gave up."""
 
-    async def stalled(here: Deployment) -> Ledger:
+    async def late(here: Deployment) -> Ledger:
+        assert here.proxy is not None
+        before = here.proxy.held
         async with here.load(clients=40, think_s=0.02).running() as ledger:
-            await asyncio.sleep(2)
-            here.server.stall()
-            await asyncio.sleep(7)  # two reads give up; by the second the device has nothing in hand
-            here.server.resume()
             await asyncio.sleep(1)
+            here.proxy.hold_read(KEYS.lane(Lane.INTERACTIVE), LATE_S)
+            await asyncio.sleep(LATE_S + 1)
+        assert here.proxy.held > before, "no read was held"
         return ledger
 
     def short_of_devices(ablate: str) -> Deployment:
-        # Work waits on the lane all the time, so that the reads a stalled server carries out late find some.
-        here = site(timeout_s=2 * SHORT_S, device=Device(base_ms=150, budget=200, ablate=ablate))
+        # Work waits on the lane all the time, so that a read that comes late finds some.
+        here = site(timeout_s=2 * SHORT_S, device=Device(base_ms=150, budget=200, ablate=ablate), proxied=True)
         here.mixture = Mixture(here.seed, largest=8)
         return here
 
     async with short_of_devices("") as here:
-        await _is_green(lambda: stalled(here), rounds=1)
+        await _is_green(lambda: late(here), rounds=1)
     async with short_of_devices("one_shot_sweep") as here:
-        await _is_red(trial, lambda: stalled(here))
+        await _is_red(trial, lambda: late(here))
 
 
 async def test_a4_dead_letters_by_delivery_count(site: Sites, trial: Trial) -> None:

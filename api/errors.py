@@ -24,6 +24,7 @@ from embedstream.shared.errors import (
     MalformedJob,
     MalformedMessage,
     MalformedResult,
+    Misconfigured,
     ModelLoadError,
     ModelNotFound,
     NotServed,
@@ -34,6 +35,7 @@ from embedstream.shared.errors import (
     StaleCard,
     Unavailable,
     UnfitServer,
+    UnknownTokenId,
 )
 from embedstream.shared.logs import get_logger
 
@@ -42,6 +44,8 @@ from .context import context_of
 _CLIENT_CLOSED = 499
 MAX_RETRY_AFTER_S = 120
 """The official openai client gives up at once when it is told to wait longer."""
+CONTENT_CODINGS = ("gzip", "zstd", "deflate", "identity")
+"""How bodies of requests may be compressed."""
 
 log = get_logger()
 
@@ -62,8 +66,32 @@ class UnauthorizedError(HttpError):
     """The request has none of the keys."""
 
 
+class UnsupportedMediaTypeError(HttpError):
+    """The body is compressed in a way that is not understood."""
+
+
+class RateLimited(HttpError):
+    """The quota of the request's key is used up; try again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class PayloadTooLargeError(HttpError):
     """The body is larger than the limit."""
+
+
+class MalformedRequest(HttpError):
+    """The bytes are no HTTP request, or one whose end cannot be told for certain."""
+
+
+class RequestTooSlow(HttpError):
+    """The client takes too long to send its request."""
+
+
+class HeadTooLarge(HttpError):
+    """Request line and headers are larger than the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +120,29 @@ _RETOKENISE = (
     "and send the new token ids."
 )
 
+_SEND_TEXTS = (
+    "Ids that the model does not have are most likely another tokenizer's: send texts instead (LangChain: "
+    "check_embedding_ctx_length=False), or have the server read ids as cl100k_base (--token-ids cl100k)."
+)
+
 TABLE: Mapping[type[Exception], Row] = {
     SchemaError: Row(400, "Bad Request"),
     InvalidInput: Row(400, "BadRequestError"),
     InputTooLong: Row(400, "BadRequestError"),
+    UnknownTokenId: Row(400, "BadRequestError", advice=_SEND_TEXTS),
+    MalformedRequest: Row(400, "BadRequestError"),
     UnauthorizedError: Row(401, "AuthenticationError", headers=(("WWW-Authenticate", "Bearer"),)),
     ModelNotFound: Row(404, "NotFoundError"),
     ResultNotFound: Row(404, "NotFoundError"),
+    RequestTooSlow: Row(408, "RequestTimeoutError", permanent=False),
     StaleCard: Row(409, "ConflictError", advice=_RETOKENISE),
     PayloadTooLargeError: Row(413, "PayloadTooLargeError"),
+    UnsupportedMediaTypeError: Row(
+        415, "UnsupportedMediaTypeError", headers=(("Accept-Encoding", ", ".join(CONTENT_CODINGS)),)
+    ),
+    RateLimited: Row(429, "RateLimitError", permanent=False),
     Overloaded: Row(429, "RateLimitError", permanent=False),
+    HeadTooLarge: Row(431, "RequestHeaderFieldsTooLargeError"),
     JobFailed: Row(500, "InternalServerError"),
     NotServed: Row(501, "NotImplementedError"),
     Unavailable: Row(503, "ServiceUnavailableError", permanent=False),
@@ -112,6 +153,7 @@ TABLE: Mapping[type[Exception], Row] = {
     MalformedJob: Row(500, "InternalServerError", permanent=False, shown=False),
     MalformedResult: Row(500, "InternalServerError", permanent=False, shown=False),
     ModelLoadError: Row(500, "InternalServerError", permanent=False, shown=False),
+    Misconfigured: Row(500, "InternalServerError", permanent=False, shown=False),
     ServerNotFound: Row(500, "InternalServerError", permanent=False, shown=False),
 }
 
@@ -153,7 +195,7 @@ def _headers(error: Exception, row: Row) -> dict[str, str]:
     headers = dict(row.headers)
     if row.permanent:
         headers["x-should-retry"] = "false"
-    if isinstance(error, Overloaded | Unavailable):
+    if isinstance(error, Overloaded | RateLimited | Unavailable):
         # Whole seconds, as the header is defined; never 0, which asks for an immediate second try.
         headers["Retry-After"] = str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(error.retry_after_s))))
     if isinstance(error, HTTPException) and error.headers:  # Allow

@@ -2,7 +2,8 @@
 
     EmbedstreamError
     ├── InvalidInput            the caller can mend the request
-    │   └── InputTooLong        an input is longer than the model reads
+    │   ├── InputTooLong        an input is longer than the model reads
+    │   └── UnknownTokenId      a token id that the model does not have
     ├── ModelNotFound           no such model is served
     ├── ResultNotFound          no result is kept under this id
     ├── NotServed               the model cannot do what was asked of it
@@ -16,6 +17,7 @@
     │   ├── MalformedJob
     │   └── MalformedResult
     ├── ModelLoadError          a model's files are missing, damaged or not understood
+    ├── Misconfigured           settings, or a file they name, cannot work
     └── ServerNotFound          no running server, or more than one, to talk to
 
 Messages name the limit and the value met; they never hold input texts or API keys.
@@ -38,6 +40,10 @@ class InvalidInput(EmbedstreamError):
 
 class InputTooLong(InvalidInput):
     """An input has more tokens than the model reads, and no truncation was asked for."""
+
+
+class UnknownTokenId(InvalidInput):
+    """A token id that the model has no embedding for: most likely another tokenizer's."""
 
 
 class ModelNotFound(EmbedstreamError):
@@ -106,6 +112,10 @@ class MalformedResult(MalformedMessage):
 
 class ModelLoadError(EmbedstreamError):
     """The model's files are missing, damaged, or say something that is not understood."""
+
+
+class Misconfigured(EmbedstreamError):
+    """A setting, or a file that a setting names, cannot work; starting again is no help."""
 
 
 class ServerNotFound(EmbedstreamError):

@@ -8,7 +8,7 @@
 | 69 | something needed is not there: no running server, no consumer, a port or data folder in use, no Valkey |
 | 70 | anything else went wrong, such as a job that was given up |
 | 75 | the queue is full, or the result did not come in time; try again |
-| 78 | the configuration cannot work: a model that does not load, a package not installed; restarting is no help |
+| 78 | the configuration cannot work: a model that does not load, a missing package, a bad file; restarting is no help |
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ import os
 import sys
 from collections.abc import Callable
 
-from .errors import EmbedstreamError, InvalidInput, Overloaded, ResultTimeout, ServerNotFound, Unavailable
+from .errors import (
+    EmbedstreamError,
+    InvalidInput,
+    Misconfigured,
+    Overloaded,
+    ResultTimeout,
+    ServerNotFound,
+    Unavailable,
+)
 
 OK = os.EX_OK
 USAGE = 2
@@ -37,6 +45,8 @@ def code_of(error: EmbedstreamError) -> int:
     match error:
         case Unavailable() | ServerNotFound():
             return os.EX_UNAVAILABLE
+        case Misconfigured():
+            return FINAL
         case InvalidInput():
             return os.EX_DATAERR
         case ResultTimeout() | Overloaded():

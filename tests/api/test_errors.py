@@ -11,7 +11,19 @@ from starlette.types import Message, Receive, Scope, Send
 from tests.api.conftest import StubProducer
 
 from embedstream.api.context import Context, attach
-from embedstream.api.errors import TABLE, ErrorBodies, HttpError, SchemaError, error_response, row_of
+from embedstream.api.errors import (
+    TABLE,
+    ErrorBodies,
+    HeadTooLarge,
+    HttpError,
+    MalformedRequest,
+    RateLimited,
+    RequestTooSlow,
+    SchemaError,
+    UnsupportedMediaTypeError,
+    error_response,
+    row_of,
+)
 from embedstream.shared import errors
 from embedstream.shared.errors import EmbedstreamError, InvalidInput, JobFailed, ModelNotFound, Overloaded, Unavailable
 
@@ -40,10 +52,16 @@ def test_every_error_has_a_row(kind: type[Exception]) -> None:
         (errors.ModelNotFound("x"), 404, "NotFoundError", "false"),
         (errors.StaleCard("x"), 409, "ConflictError", "false"),
         (errors.Overloaded("x", retry_after_s=1), 429, "RateLimitError", None),
+        (MalformedRequest("x"), 400, "BadRequestError", "false"),
+        (RequestTooSlow("x"), 408, "RequestTimeoutError", None),
+        (HeadTooLarge("x"), 431, "RequestHeaderFieldsTooLargeError", "false"),
+        (UnsupportedMediaTypeError("x"), 415, "UnsupportedMediaTypeError", "false"),
+        (RateLimited("x", retry_after_s=1), 429, "RateLimitError", None),
         (errors.JobFailed("x"), 500, "InternalServerError", "false"),
         (errors.MalformedJob("x"), 500, "InternalServerError", None),
         (errors.MalformedResult("x"), 500, "InternalServerError", None),
         (errors.ModelLoadError("x"), 500, "InternalServerError", None),
+        (errors.Misconfigured("x"), 500, "InternalServerError", None),
         (errors.ServerNotFound("x"), 500, "InternalServerError", None),
         (errors.NotServed("x"), 501, "NotImplementedError", "false"),
         (errors.Unavailable("x"), 503, "ServiceUnavailableError", None),
@@ -68,10 +86,10 @@ async def test_how_an_error_is_answered(
     assert response.headers["x-request-id"]
 
 
-@pytest.mark.parametrize("kind", [Overloaded, Unavailable])
+@pytest.mark.parametrize("kind", [Overloaded, RateLimited, Unavailable])
 @pytest.mark.parametrize(("seconds", "told"), [(0.0, "1"), (0.2, "1"), (2.1, "3"), (120.0, "120"), (9000.0, "120")])
 def test_retry_after_is_whole_seconds_up_to_120(
-    kind: type[Overloaded | Unavailable], seconds: float, told: str
+    kind: type[Overloaded | RateLimited | Unavailable], seconds: float, told: str
 ) -> None:
     assert error_response(kind("x", retry_after_s=seconds), "id").headers["retry-after"] == told
 

@@ -13,10 +13,12 @@ from embedstream.shared.errors import (
     StaleCard,
     Unavailable,
 )
+from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorType
 
 from .client import Producer
+from .failures import InputFailure
 from .request import EmbeddedSlice, Embeddings, Options, Prepared
 from .sync import SyncProducer
 
@@ -24,10 +26,12 @@ __all__ = [
     "EmbeddedSlice",
     "Embeddings",
     "EmbedstreamError",
+    "InputFailure",
     "InputTooLong",
     "InvalidInput",
     "JobFailed",
     "Lane",
+    "LongInputs",
     "NotServed",
     "Options",
     "Overloaded",
@@ -38,6 +42,7 @@ __all__ = [
     "ServerNotFound",
     "StaleCard",
     "SyncProducer",
+    "TruncationSide",
     "Unavailable",
     "VectorType",
 ]

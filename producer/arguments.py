@@ -8,8 +8,10 @@ from typing import TypeVar
 import numpy as np
 
 from embedstream.shared.errors import InvalidInput
+from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions, VectorType
+from embedstream.shared.settings import LongInputsName, Settings
 
 from .request import Inputs, Options
 
@@ -30,18 +32,33 @@ def options_of(
     add_special_tokens: bool = True,
     lane: Lane | str = Lane.INTERACTIVE,
     timeout_s: float | None = None,
+    truncation_side: str | None = None,
+    long_inputs: LongInputsName | str = LongInputsName.ERROR,
 ) -> Options:
     """The options of a request, as `Producer.embed` and its like are told them.
 
     Raises:
-        InvalidInput: there is no such number format or lane, or the time is none a request can have.
+        InvalidInput: there is no such choice, or the time is none a request can have.
     """
     if timeout_s is not None and not 0 < timeout_s <= MAX_TIMEOUT_S:  # not a number fails the comparison too
         raise InvalidInput(
             f"timeout_s is {timeout_s}; it must be above 0 and at most {MAX_TIMEOUT_S}.", param="timeout_s"
         )
     vectors = VectorOptions(dimensions, normalize, _choice(VectorType, dtype, "dtype"), per_token)
-    return Options(vectors, truncate_prompt_tokens, add_special_tokens, _choice(Lane, lane, "lane"), timeout_s)
+    return Options(
+        vectors,
+        truncate_prompt_tokens,
+        add_special_tokens,
+        _choice(Lane, lane, "lane"),
+        timeout_s,
+        LongInputs[_choice(LongInputsName, long_inputs, "long_inputs").name],
+        TruncationSide.MODEL if truncation_side is None else _side(truncation_side),
+    )
+
+
+def policy_of(settings: Settings) -> LongInputs:
+    """What becomes of long inputs when a request does not say."""
+    return LongInputs[settings.long_inputs_policy.name]
 
 
 def listed(inputs: str | Inputs) -> Inputs:
@@ -49,6 +66,13 @@ def listed(inputs: str | Inputs) -> Inputs:
     if isinstance(inputs, str):
         return [inputs]
     return inputs if isinstance(inputs, (list, tuple, np.ndarray)) else list(inputs)  # type: ignore[return-value] # same items
+
+
+def _side(value: str) -> TruncationSide:
+    sides = {"left": TruncationSide.LEFT, "right": TruncationSide.RIGHT}
+    if value not in sides:
+        raise InvalidInput(f"truncation_side is {value!r}; choose from left, right.", param="truncation_side")
+    return sides[value]
 
 
 def _choice(kind: type[Choice], value: str, param: str) -> Choice:

@@ -30,10 +30,12 @@ from .admission import ASSUMED_DIMENSION, Undelivered, result_bytes
 from .arguments import MAX_RESULT_TTL_S, MAX_TIMEOUT_S, listed, options_of
 from .arrival import end_the_forlorn
 from .assemble import assemble, check_revision, split_by_input
+from .failures import raise_for_rows
 from .fleet import Fleet
 from .notices import Notices
+from .ordered import in_order, slice_of
 from .outcomes import counted
-from .pending import PendingRequest, raise_for_rows
+from .pending import PendingRequest
 from .pickup import KeptResults, read_id
 from .prepare import prepare, prepare_texts
 from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared, cut_into_jobs
@@ -261,13 +263,13 @@ class Producer:
                 async with aclosing(self._parts(prepared, deadline_s)) as parts:
                     async for part in parts:
                         begun = True
-                        yield EmbeddedSlice(part.first_row, part.vectors)
+                        yield slice_of(part)
             except StaleCard:
                 if begun or not prepared.is_text:
                     raise
                 async with aclosing(self._parts(await self._prepare_again(prepared), deadline_s)) as parts:
                     async for part in parts:
-                        yield EmbeddedSlice(part.first_row, part.vectors)
+                        yield slice_of(part)
 
     async def submit(
         self,
@@ -411,7 +413,7 @@ class Producer:
         return await prepare(inputs, options, served)
 
     async def run(self, prepared: Prepared) -> Embeddings:
-        """Send a prepared request and await all of it.
+        """Send a prepared request and await all of it. With `partial` options, inputs that fail alone do not raise.
 
         Raises:
             EmbedstreamError: as `embed` says.
@@ -424,6 +426,34 @@ class Producer:
                 if not prepared.is_text:
                     raise  # only the caller can make new ids
             return await self._collect(await self._prepare_again(prepared), deadline_s)
+
+    async def in_order(self, prepared: Prepared) -> AsyncGenerator[EmbeddedSlice, None]:
+        """Send a prepared request and give its inputs in their order, each as soon as it and all before it are done.
+
+        What comes out of order is held, and what waits for the reader; `embedstream_held_result_bytes` counts it. A
+        reader that leaves calls off what is not computed yet.
+
+        Yields:
+            Slices that follow one another without a gap and together cover every input once.
+
+        Raises:
+            EmbedstreamError: as `embed` says; it may come after the first slice.
+        """
+        deadline_s = self._deadline_s(prepared)
+        begun = False
+        with counted(prepared.options.lane):
+            try:
+                async with aclosing(in_order(self._parts(prepared, deadline_s))) as slices:
+                    async for piece in slices:
+                        begun = True
+                        yield piece
+            except StaleCard:
+                if begun or not prepared.is_text:
+                    raise
+                again = await self._prepare_again(prepared)
+                async with aclosing(in_order(self._parts(again, deadline_s))) as slices:
+                    async for piece in slices:
+                        yield piece
 
     def _timeout_s(self, options: Options) -> float:
         return self._settings.request_timeout_s if options.timeout_s is None else options.timeout_s
@@ -463,7 +493,7 @@ class Producer:
                 revision = b""
                 async with aclosing(request.parts()) as parts:
                     async for part in parts:
-                        raise_for_rows(part)
+                        raise_for_rows(part, partial=prepared.options.partial)
                         revision = revision or part.fingerprint
                         check_revision(part, revision)
                         yield part

@@ -9,29 +9,12 @@ from dataclasses import dataclass, field
 
 from embedstream.shared import metrics
 from embedstream.shared.connections import pause
-from embedstream.shared.errors import (
-    EmbedstreamError,
-    InputTooLong,
-    InvalidInput,
-    JobFailed,
-    NotServed,
-    ResultTimeout,
-    StaleCard,
-)
+from embedstream.shared.errors import EmbedstreamError, ResultTimeout
 from embedstream.shared.jobs import Job
 from embedstream.shared.logs import get_logger
-from embedstream.shared.results import ResultPart, Status, is_one_answer
+from embedstream.shared.results import ResultPart, is_one_answer
 
 log = get_logger()
-
-_ERRORS: dict[Status, type[EmbedstreamError]] = {
-    Status.INVALID_INPUT: InvalidInput,
-    Status.INPUT_TOO_LONG: InputTooLong,
-    Status.STALE_CARD: StaleCard,
-    Status.EXPIRED: ResultTimeout,
-    Status.FAILED: JobFailed,
-    Status.NOT_SERVED: NotServed,
-}
 
 
 class JobParts:
@@ -192,15 +175,3 @@ class PendingRequest:
                 waited = loop.time() - self.started_s
                 missing = f"{self._left} of {len(self.jobs)} jobs have no result"
                 raise ResultTimeout(f"No complete result within {waited:.1f} s: {missing}.") from None
-
-
-def raise_for_rows(part: ResultPart) -> None:
-    """Raise what the first failed row of a part says.
-
-    Raises:
-        EmbedstreamError: of the class that its status stands for.
-    """
-    failed = part.rows["status"].nonzero()[0]
-    if len(failed):
-        row = int(failed[0])
-        raise _ERRORS[Status(int(part.rows["status"][row]))](part.message(row) or "The consumer gave no reason.")

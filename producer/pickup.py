@@ -19,7 +19,8 @@ from embedstream.shared.errors import InvalidInput, ResultNotFound, ResultTimeou
 from embedstream.shared.keys import FIELD_JOBS, FIELD_WAS_CANCELLED, Keys
 from embedstream.shared.results import ResultPart
 
-from .pending import JobParts, raise_for_rows
+from .failures import raise_for_rows
+from .pending import JobParts
 from .unbroken import Unbroken
 
 READ_COUNT = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedstream.shared.cards import ModelCard
-from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_INPUTS, MAX_TOKENS, Job, LongInputs
+from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_INPUTS, MAX_TOKENS, Job, LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions
 from embedstream.shared.results import Timing
 from embedstream.shared.tokenization import Tokens
+
+from .failures import InputFailure
 
 Inputs = Sequence[str] | Sequence[Sequence[int] | NDArray[np.integer]]
 """Texts, or one sequence of token ids for each input."""
@@ -30,10 +32,13 @@ class Options:
 
     Args:
         vectors: size, normalisation and number format of the result.
-        truncate_prompt_tokens: cut inputs to this many tokens; -1 for the model's limit, None to refuse long ones.
+        truncate_prompt_tokens: cut inputs to this many tokens, whatever `long_inputs` says; -1 for the model's limit.
         add_special_tokens: for texts: whether the tokenizer adds [CLS] and its like.
         lane: interactive, or bulk for work that can wait.
         timeout_s: seconds until the result is no longer wanted; None for the settings' default.
+        long_inputs: what becomes of inputs above the model's limit while `truncate_prompt_tokens` is None.
+        truncation_side: the end that loses tokens; MODEL keeps the special tokens.
+        partial: whether inputs that fail alone leave the others their vectors; if not, they end the request.
     """
 
     vectors: VectorOptions = field(default_factory=VectorOptions)
@@ -41,6 +46,9 @@ class Options:
     add_special_tokens: bool = True
     lane: Lane = Lane.INTERACTIVE
     timeout_s: float | None = None
+    long_inputs: LongInputs = LongInputs.ERROR
+    truncation_side: TruncationSide = TruncationSide.MODEL
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class Prepared:
         options: how to treat it.
         asked_for: the model, by the name it has without a card.
         arrived_s: when it came, on the event loop's clock: from then on its time runs. None: when it is sent.
+        failures: inputs that were refused already, by their place; they have no tokens. Empty unless `partial`.
     """
 
     card: ModelCard | None
@@ -63,6 +72,7 @@ class Prepared:
     options: Options
     asked_for: str = ""
     arrived_s: float | None = None
+    failures: Mapping[int, InputFailure] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -99,10 +109,23 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedSlice:
-    """A finished piece of a request: the vectors of the inputs from `first` on."""
+    """A finished piece of a request: the inputs from `first` on.
+
+    Args:
+        first: place of its first input in the request.
+        vectors: as in `Embeddings`; the row of an input that failed is zero, and with `per_token` it has none.
+        tokens: (inputs,) tokens each input was made of; 0 for one that failed.
+        truncated: how many of its inputs lost tokens.
+        timing: of the jobs that came with it.
+        failures: what became of inputs that failed, by their place in the request; empty unless `partial`.
+    """
 
     first: int
     vectors: NDArray[Any]
+    tokens: NDArray[np.uint32]
+    truncated: int = 0
+    timing: Timing = field(default_factory=Timing)
+    failures: Mapping[int, InputFailure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +134,18 @@ class Embeddings:
 
     Args:
         vectors: (inputs, dim) in the number format asked for; for `per_token` options (tokens, dim), the inputs'
-            matrices one below the other.
-        tokens: (inputs,) tokens each input was made of.
+            matrices one below the other. The row of an input that failed is zero, and with `per_token` it has none.
+        tokens: (inputs,) tokens each input was made of; 0 for one that failed.
         truncated: how many inputs lost tokens.
         timing: the longest wait and forward pass among its jobs, and the sum of computed tokens.
+        failures: what became of inputs that failed, by their place in the request; empty unless `partial`.
     """
 
     vectors: NDArray[Any]
     tokens: NDArray[np.uint32]
     truncated: int
     timing: Timing
+    failures: Mapping[int, InputFailure] = field(default_factory=dict)
 
 
 def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int = 0) -> list[Job]:

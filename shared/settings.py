@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "EMBEDSTREAM_"
@@ -48,6 +48,21 @@ class PoolingName(StrEnum):
     MEAN = "mean"
     LAST = "last"
     ALL = "all"
+
+
+class LongInputsName(StrEnum):
+    """What becomes of inputs longer than the model reads, when a request does not say."""
+
+    ERROR = "error"
+    TRUNCATE = "truncate"
+    CHUNK = "chunk"
+
+
+class TokenIds(StrEnum):
+    """Whose token ids HTTP clients send."""
+
+    MODEL = "model"
+    CL100K = "cl100k"
 
 
 class LogFormat(StrEnum):
@@ -223,6 +238,47 @@ class Settings(BaseSettings):
         60.0, "Deadline of a request; past it the answer is a 504.", *_CALLERS, gt=0, le=86_400
     )
     payload_limit: int = _setting(64 * _MIB, "Largest HTTP body in bytes.", *_HTTP, ge=1024)
+    header_limit_bytes: int = _setting(
+        64 * 1024,
+        "Largest head of an HTTP request, request line and headers, each header counted with 32 bytes more than it has.",
+        *_HTTP,
+        ge=1024,
+        le=16 * _MIB,
+    )
+    header_timeout_s: float = _setting(
+        20.0,
+        "Time a client has to send the head of a request, from its first byte; also for a new connection to send it.",
+        *_HTTP,
+        gt=0,
+        le=86_400,
+    )
+    read_timeout_s: float = _setting(
+        30.0, "A client that sends no byte of its body for this long is answered 408.", *_HTTP, gt=0, le=86_400
+    )
+    write_timeout_s: float = _setting(
+        60.0, "A client that takes no byte of its answer for this long is cut off.", *_HTTP, gt=0, le=86_400
+    )
+    min_rate_bytes_per_s: int = _setting(
+        500,
+        "Fewest bytes a second that a client must send of a body, or take of an answer, beyond the read and the write "
+        "timeout: else one byte a minute would hold a connection for ever. 0: no such limit.",
+        *_HTTP,
+        ge=0,
+    )
+    keep_alive_timeout_s: int = _setting(
+        75,
+        "Time an idle connection is kept for the next request; longer than load balancers keep theirs (60 s), or they "
+        "would meet a closed one.",
+        *_HTTP,
+        ge=1,
+        le=86_400,
+    )
+    max_connections: int = _setting(
+        4096,
+        "Most connections of one API process; the next ones are answered 503 and closed, but for probes.",
+        *_HTTP,
+        ge=1,
+    )
     metadata_limit_bytes: int = _setting(
         60 * 1024,
         "Largest `metadata` header of the `bytes` format; many HTTP clients stop at 64 KiB or earlier.",
@@ -231,8 +287,24 @@ class Settings(BaseSettings):
     )
     max_request_inputs: int = _setting(2048, "Most inputs in one HTTP request.", *_HTTP, ge=1)
     max_request_tokens: int = _setting(300_000, "Most tokens in one HTTP request.", *_HTTP, ge=1)
-    auto_truncate: bool = _setting(
-        False, "Cut inputs that are too long, as if each request said `truncate_prompt_tokens: -1`.", *_HTTP
+    long_inputs: LongInputsName = _setting(
+        LongInputsName.ERROR,
+        "What becomes of inputs longer than the model reads when a request does not say: `error` refuses them, "
+        "`truncate` cuts them, `chunk` embeds them piece by piece and gives the mean.",
+        *_CALLERS,
+    )
+    auto_truncate: bool = _setting(False, "The same as `--long-inputs truncate`.", *_HTTP)
+    token_ids: TokenIds = _setting(
+        TokenIds.MODEL,
+        "Whose token ids clients send: the model's own, or those of OpenAI's cl100k_base, as LangChain does by default: "
+        "they are turned back into texts and tokenised anew.",
+        *_HTTP,
+    )
+    cl100k_vocabulary: Path | None = _setting(
+        None,
+        "File `cl100k_base.tiktoken` for `--token-ids cl100k`. Default: tiktoken's cache, or an installed package that "
+        "brings the file; it is never downloaded.",
+        *_HTTP,
     )
     max_wait_s: float = _setting(
         10.0,
@@ -301,6 +373,18 @@ class Settings(BaseSettings):
         if value is not None and not re.fullmatch(r"any|off|[1-9]\d*(\s*,\s*[1-9]\d*)*", value):
             raise ValueError("neither `any` nor `off` nor a list of sizes such as `64,128,256`")
         return value
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Self:
+        said = self.long_inputs if "long_inputs" in self.model_fields_set else LongInputsName.TRUNCATE
+        if self.auto_truncate and said is not LongInputsName.TRUNCATE:
+            raise ValueError(f"auto_truncate and long_inputs `{said}` contradict each other")
+        return self
+
+    @property
+    def long_inputs_policy(self) -> LongInputsName:
+        """What becomes of inputs longer than the model reads, when a request does not say."""
+        return LongInputsName.TRUNCATE if self.auto_truncate else self.long_inputs
 
     @property
     def served_names(self) -> tuple[str, ...]:

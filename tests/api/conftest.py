@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from embedstream.api import create_app
-from embedstream.producer import Embeddings, Options, Prepared, Producer
+from embedstream.producer import EmbeddedSlice, Embeddings, InputFailure, Options, Prepared, Producer
 from embedstream.producer.fleet import Fleet, ServedModel
 from embedstream.producer.prepare import prepare
 from embedstream.producer.request import Inputs
@@ -112,6 +112,14 @@ class StubProducer(Producer):
         self.tokenised: list[int] = []  # inputs of each request that came as far
         self.runs: list[Prepared] = []
         self.spoil: Callable[[NDArray[Any]], NDArray[Any]] = lambda vectors: vectors
+        self.failures: dict[int, InputFailure] = {}
+        """Inputs that fail alone, at their consumer."""
+        self.slice_inputs = 2
+        """Inputs of each slice of `in_order`."""
+        self.before_slice: Callable[[int], Awaitable[None]] | None = None
+        """Called with the place of each slice before it is given: it may wait, or raise."""
+        self.called_off = 0
+        """How many readers of `in_order` left before its end."""
         self.opened = self.closed = 0
 
     async def __aenter__(self) -> Self:
@@ -132,9 +140,36 @@ class StubProducer(Producer):
             raise self.error
         if self.moved_to is not None:
             prepared = await prepare(prepared.inputs, prepared.options, self.moved_to)
+        vectors, tokens = self.spoil(vectors_of(prepared)), prepared.tokens.lengths
+        failures = {**prepared.failures, **self.failures}
+        for index, failure in failures.items():
+            if not prepared.options.partial:
+                raise failure.error()
+            tokens = tokens.copy()
+            vectors[index], tokens[index] = 0, 0
         timing = Timing(queue_us=1500, inference_us=2500, compute_tokens=prepared.n_tokens)
-        vectors = self.spoil(vectors_of(prepared))
-        return Embeddings(vectors, prepared.tokens.lengths, prepared.tokens.truncated, timing)
+        return Embeddings(vectors, tokens, prepared.tokens.truncated, timing, failures)
+
+    async def in_order(self, prepared: Prepared) -> AsyncGenerator[EmbeddedSlice, None]:
+        whole = await self.run(prepared)
+        rows = np.cumsum(whole.tokens) if prepared.options.vectors.per_token else np.arange(1, len(whole.tokens) + 1)
+        starts = [0, *rows.tolist()]
+        try:
+            for first in range(0, prepared.n_inputs, self.slice_inputs):
+                if self.before_slice is not None:
+                    await self.before_slice(first)
+                end = min(first + self.slice_inputs, prepared.n_inputs)
+                yield EmbeddedSlice(
+                    first,
+                    whole.vectors[starts[first] : starts[end]],
+                    whole.tokens[first:end],
+                    whole.truncated if first == 0 else 0,
+                    whole.timing,
+                    {index: failure for index, failure in whole.failures.items() if first <= index < end},
+                )
+        except GeneratorExit:
+            self.called_off += 1
+            raise
 
     def serve(self, **recipe: Any) -> None:
         """Change the served model's recipe."""

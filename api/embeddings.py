@@ -17,8 +17,10 @@ from embedstream.shared.settings import Settings
 from . import deadline, responses
 from .context import context_of
 from .disconnect import unless_hung_up
+from .foreign_ids import ForeignIds
+from .inputs import Conversations
 from .responses import Envelope, Layout
-from .schemas import EmbeddingRequest, parse
+from .schemas import EmbeddingRequest, read
 
 _SHOWN_NAME_CHARS = 200
 
@@ -29,11 +31,13 @@ class EmbeddingsEndpoint:
     Args:
         producer: the open client of the queue.
         settings: limits of a request.
+        ids: what reads token ids that are not the model's own; None where clients send the model's.
     """
 
-    def __init__(self, producer: Producer, settings: Settings) -> None:
+    def __init__(self, producer: Producer, settings: Settings, ids: ForeignIds | None = None) -> None:
         self._producer = producer
         self._settings = settings
+        self._ids = ids
 
     async def create(self, request: Request) -> Response:
         """Embed the inputs of a request. What can be refused is refused before anything is queued.
@@ -42,12 +46,17 @@ class EmbeddingsEndpoint:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
         start = time.perf_counter()
-        body = parse(request.headers.get("content-type", ""), await request.body())
+        body = await read(request, EmbeddingRequest)
         await self._check_model(body.model)
-        self._check_limit("inputs", len(body.input), self._settings.max_request_inputs)
+        self._check_limit("inputs", len(body.prompts), self._settings.max_request_inputs)
         timeout_s = deadline.timeout_s(request.headers, self._settings.request_timeout_s)
-        options = replace(body.options(auto_truncate=self._settings.auto_truncate), timeout_s=timeout_s)
-        prepared = await self._producer.prepare(body.input, options)
+        options = replace(body.options(self._settings), timeout_s=timeout_s)
+        inputs = body.prompts
+        if isinstance(inputs, Conversations):
+            raise InvalidInput("`input` is required: this server does not support chat `messages`.", param="messages")
+        if self._ids is not None:
+            inputs = await self._ids.texts_of(inputs)
+        prepared = await self._producer.prepare(inputs, options)
         self._check_limit("tokens", prepared.least_tokens, self._settings.max_request_tokens)
 
         context = context_of(request.scope)

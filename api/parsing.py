@@ -1,0 +1,86 @@
+"""The bytes of a body to a JSON object, and what is wrong with it in the words clients of vLLM know."""
+
+from __future__ import annotations
+
+import codecs
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from embedstream.shared.errors import InvalidInput
+
+from .errors import SchemaError
+
+_SHOWN_ERRORS = 10
+_SHOWN_CHARS = 200
+_SURROGATE = " surrogate in string"
+"""How orjson calls half of a pair: the text would be no Unicode."""
+
+
+def json_object(content_type: str, body: bytes) -> dict[str, Any]:
+    """Read a body.
+
+    Of a key that comes twice the last counts, and a byte order mark is left out, as Python's own parser does. What is
+    no JSON (NaN, numbers beyond a double, half of a surrogate pair, more than 1,024 levels) is refused.
+
+    Args:
+        content_type: the header; parameters such as a charset are allowed.
+        body: JSON in UTF-8.
+
+    Returns:
+        The object without its nulls: they mean "absent".
+
+    Raises:
+        SchemaError: not JSON, or no object.
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise SchemaError("Unsupported Media Type: Only 'application/json' is allowed")
+    try:
+        data = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
+    except orjson.JSONDecodeError as error:
+        what = "lone surrogate: " if error.msg.endswith(_SURROGATE) else ""
+        msg = f"JSON decode error: {what}{error.msg}"
+        problem = {"type": "json_invalid", "loc": (error.pos,), "msg": msg, "input": {}}
+        raise schema_error([problem], "body") from None
+    if not isinstance(data, dict):
+        problem = {"type": "dict_type", "loc": (), "msg": "Input should be a valid dictionary", "input": data}
+        raise schema_error([problem], "body")
+    return {name: value for name, value in data.items() if value is not None}
+
+
+def schema_error(problems: Iterable[Mapping[str, Any]], param: str) -> SchemaError:
+    """All problems in FastAPI's words, cut to a readable size.
+
+    Args:
+        problems: as pydantic lists them.
+        param: path to the first wrong place.
+    """
+    problems = list(problems)
+    entries = [
+        {**problem, "loc": ("body", *problem["loc"]), "input": _shorten(problem["input"])}
+        for problem in problems[:_SHOWN_ERRORS]
+    ]
+    lines = "".join(f"\n  {entry}" for entry in entries)
+    return SchemaError(f"{len(problems)} validation errors:{lines}", param=param)
+
+
+def refusal(message: str, param: str, value: object) -> InvalidInput:
+    """What to raise for a field of the right form and a wrong value, in the words vLLM puts behind the message.
+
+    Args:
+        message: says what is legal.
+        param: the field.
+        value: what was given.
+    """
+    return InvalidInput(f"{message} (parameter={param}, value={_shorten(value)})", param=param)
+
+
+def _shorten(value: object) -> object:
+    """A value that is worth repeating to its sender; never the whole of a large one."""
+    if isinstance(value, str):
+        return value[:_SHOWN_CHARS]
+    if isinstance(value, list | dict):
+        return reprlib.repr(value)[:_SHOWN_CHARS]  # looks at the first few items only
+    return value

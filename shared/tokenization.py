@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from .errors import InputTooLong, InvalidInput, ModelLoadError
+from .errors import InputTooLong, InvalidInput, ModelLoadError, UnknownTokenId
 from .jobs import TruncationSide
 from .recipe import Recipe
 
@@ -151,6 +151,33 @@ class TextTokenizer:
         lengths = np.fromiter(map(len, rows), np.uint32, len(rows))
         ids = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum(dtype=np.int64)))
         return Tokens(ids, lengths, truncated)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids, as the tokenizer's decoder joins them.
+
+        Raises:
+            InvalidInput: an id that the tokenizer never gives; naming the first.
+        """
+        self._check_known(ids)
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entry of each id, as it stands there (`##ing`); "" for an id without one.
+
+        Raises:
+            InvalidInput: as for `decode`.
+        """
+        self._check_known(ids)
+        return [self._tokenizer.id_to_token(token) or "" for token in ids]
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise InvalidInput(
+                    f"Token id {token} is out of vocabulary: this tokenizer's ids are 0 to {self.vocab_size - 1}.",
+                    param="tokens",
+                )
 
     def _check_truncation(self, limit: int, add_special_tokens: bool, side: TruncationSide) -> None:
         _check_room(limit, self.n_special if add_special_tokens and side is TruncationSide.MODEL else 0)
@@ -316,7 +343,8 @@ def check_ids(ids: NDArray[np.integer], lengths: NDArray[np.integer], vocab_size
         vocab_size: the recipe's.
 
     Raises:
-        InvalidInput: naming the first bad id and the legal range.
+        UnknownTokenId: naming the first bad id and the legal range.
+        InvalidInput: an input is empty.
     """
     check_not_empty(lengths)
     bad = (ids < 0) | (ids >= vocab_size)
@@ -324,7 +352,7 @@ def check_ids(ids: NDArray[np.integer], lengths: NDArray[np.integer], vocab_size
         return
     place = int(np.argmax(bad))
     index = int(np.searchsorted(offsets(lengths), place, side="right")) - 1
-    raise InvalidInput(
+    raise UnknownTokenId(
         f"Token id {int(ids[place])} is out of vocabulary: this model's token ids are 0 to {vocab_size - 1} "
         f"(input at index {index}).",
         param="input",

@@ -307,3 +307,18 @@ def test_inputs_without_tokens(lengths: list[int], index: int) -> None:
     for check in (check_not_empty, lambda lengths: check_ids(np.zeros(lengths.sum(), np.int64), lengths, 9)):
         with pytest.raises(InvalidInput, match=f"^The decoder prompt cannot be empty.* index {index} "):
             check(column)
+
+
+def test_ids_back_to_text() -> None:
+    ids = TOKENIZER.encode(["hello worldliness"]).ids.tolist()
+    assert TOKENIZER.decode(ids) == "[CLS] hello worldliness [SEP]"
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == "hello worldliness"
+    assert TOKENIZER.token_strings(ids) == ["[CLS]", "hello", "world", "##liness", "[SEP]"]
+    assert (TOKENIZER.decode([]), TOKENIZER.token_strings([])) == ("", [])
+
+
+@pytest.mark.parametrize("token", [-1, 30522, 2**70])
+def test_ids_that_are_no_text(token: int) -> None:
+    for read in (TOKENIZER.decode, TOKENIZER.token_strings):
+        with pytest.raises(InvalidInput, match=f"Token id {token} is out of vocabulary.* 0 to 30521"):
+            read([CLS, token])

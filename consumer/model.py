@@ -28,7 +28,7 @@ from embedstream.shared.settings import Settings
 from embedstream.shared.tokenization import TextTokenizer, finished
 
 from .device import choose_device, choose_dtype, thread_count
-from .tokenizer_files import tokenizer_json
+from .tokenizer_files import read_tokenizer
 
 log = get_logger()
 
@@ -81,11 +81,12 @@ class Model:
             torch.set_num_threads(thread_count(settings))
         with _quiet():
             module = _load_module(folder, device, dtype)
-            tokenizer_text = finished(tokenizer_json(folder), do_lower_case=recipe.do_lower_case)
+            written, chat = read_tokenizer(folder, settings.chat_template)
+            tokenizer_text = finished(written, do_lower_case=recipe.do_lower_case)
         recipe = _check_vocabulary(module, recipe)
         tokenizer = TextTokenizer(tokenizer_text, recipe)
         _check_tokenizer(tokenizer, recipe)
-        card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision)
+        card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=chat)
         model = cls(module, card, tokenizer, _pad_id(module.config))
         model._warm_up()
         log.info(

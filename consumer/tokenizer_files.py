@@ -1,12 +1,14 @@
-"""The model's tokenizer in the JSON form of the `tokenizers` library, for the model card."""
+"""The model's tokenizer in the JSON form of the `tokenizers` library, and its chat templates, for the model card."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import transformers
 from tokenizers import Tokenizer
 
+from embedstream.shared.cards import ChatFormat
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.logs import get_logger
 
@@ -24,7 +26,7 @@ _PROBES = (
 )
 
 
-def tokenizer_json(folder: Path) -> str:
+def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str, ChatFormat | None]:
     """The tokenizer as transformers reads it: the file itself when that means the same, else converted.
 
     `tokenizer.json` alone is not always the whole truth: `tokenizer_config.json` may change lower-casing or special
@@ -33,6 +35,11 @@ def tokenizer_json(folder: Path) -> str:
 
     Args:
         folder: where the model's tokenizer files are.
+        chat_template: a file with a Jinja template to use in place of the model's own.
+
+    Returns:
+        The tokenizer as JSON; and how chat messages become text, of `tokenizer_config.json`, `chat_template.jinja` and
+        the folder `additional_chat_templates`, or None without a template.
 
     Raises:
         ModelLoadError: no tokenizer, or one that cannot be converted.
@@ -50,11 +57,24 @@ def tokenizer_json(folder: Path) -> str:
         raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
     if not isinstance(backend, Tokenizer):
         raise ModelLoadError(f"the tokenizer in {folder} ({type(loaded).__name__}) has no fast form")
+    chat = _chat_format(loaded, chat_template)
     converted = backend.to_str()
     if written is not None and plain is not None and _ids(plain) == _ids(Tokenizer.from_str(converted)):
-        return written
+        return written, chat
     log.info("model.tokenizer_converted", path=str(folder), tokenizer=type(loaded).__name__)
-    return converted
+    return converted, chat
+
+
+def _chat_format(tokenizer: Any, chosen: Path | None) -> ChatFormat | None:
+    templates = tokenizer.chat_template or {}
+    if isinstance(templates, str):
+        templates = {"default": templates}
+    if chosen is not None:
+        try:
+            templates = {**templates, "default": chosen.read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelLoadError(f"--chat-template {chosen} cannot be read: {error}") from error
+    return ChatFormat(templates, tokenizer.special_tokens_map) if templates else None
 
 
 def _ids(tokenizer: Tokenizer) -> list[list[int]]:

@@ -30,6 +30,24 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How chat messages become text, for models whose tokenizer has a chat template.
+
+    Args:
+        templates: Jinja templates by name; `default` is used where none is named.
+        special_tokens: what the templates may put around messages, such as `bos_token`, by name.
+    """
+
+    templates: dict[str, str]
+    special_tokens: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for table in (self.templates, self.special_tokens):
+            if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
+                raise TypeError("a chat format holds two tables of texts")
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """One revision of one model.
 
@@ -40,6 +58,8 @@ class ModelCard:
         revision: commit or content hash of the weights.
         fingerprint: 16 bytes that change whenever the same text could get other tokens or another vector. Computed
             when it is not given; every job carries it.
+        chat: None without a chat template. It is a part of what is hashed only where there is one, so the fingerprints
+            of other models are those that versions without this field give.
     """
 
     model: str
@@ -47,6 +67,7 @@ class ModelCard:
     tokenizer: str
     revision: str
     fingerprint: bytes = b""
+    chat: ChatFormat | None = None
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
@@ -57,6 +78,8 @@ class ModelCard:
         recipe = asdict(self.recipe)
         del recipe["pooling_source"]
         fields = {"version": _VERSION, "recipe": recipe, "tokenizer": self.tokenizer, "revision": self.revision}
+        if self.chat is not None:
+            fields["chat"] = asdict(self.chat)
         return orjson.dumps(fields)
 
     def encode(self) -> list[bytes]:
@@ -86,7 +109,10 @@ class ModelCard:
             recipe["matryoshka_dims"] = None if sizes is None else tuple(sizes)
             recipe["pooling"] = Pooling(recipe["pooling"])
             recipe["truncation_side"] = TruncationSide(recipe["truncation_side"])
-            return cls(model, Recipe(**recipe), fields["tokenizer"], fields["revision"], fingerprint)
+            chat = fields.get("chat")
+            if chat is not None:
+                chat = ChatFormat(chat["templates"], chat["special_tokens"])
+            return cls(model, Recipe(**recipe), fields["tokenizer"], fields["revision"], fingerprint, chat)
         except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise MalformedMessage(f"the model card {fingerprint.hex()} is damaged: {error}") from error
 

@@ -115,6 +115,18 @@ class Settings(BaseSettings):
     api_key: Names = _setting(
         (), "Key that HTTP clients must send as a bearer token; repeat for several. None: open.", *_HTTP
     )
+    api_keys_file: Path | None = _setting(
+        None,
+        "A TOML file of keys, each with a name and, if it shall have them, a lane and a quota; read again when it "
+        "changes. See docs/keys.md.",
+        *_HTTP,
+    )
+    cors_allow_origin: Names = _setting(
+        (),
+        "Web pages that may call the API from a browser, such as `https://app.example`; repeat for several, `*` for "
+        "all. None: browsers allow no page of another site.",
+        *_HTTP,
+    )
 
     # The model
     model: str = _setting(
@@ -138,6 +150,9 @@ class Settings(BaseSettings):
         None,
         "Vector sizes clients may ask for: `any`, `off`, or a list such as `64,128,256`. Default: the model's files.",
         *_DEVICE,
+    )
+    chat_template: Path | None = _setting(
+        None, "File with a Jinja template for chat messages, in place of the model's own.", *_DEVICE
     )
     dtype: Dtype = _setting(
         Dtype.AUTO,
@@ -306,6 +321,15 @@ class Settings(BaseSettings):
         "brings the file; it is never downloaded.",
         *_HTTP,
     )
+    trust_request_chat_template: bool = _setting(
+        False, "Let requests bring a chat template of their own; it is a program that runs on this server.", *_HTTP
+    )
+    max_chat_chars: int = _setting(
+        4_000_000, "Most characters of text that the chat messages of one HTTP request may become.", *_HTTP, ge=1
+    )
+    chat_timeout_s: float = _setting(
+        5.0, "Longest time for making text of the chat messages of one HTTP request.", *_HTTP, gt=0, le=3600
+    )
     max_wait_s: float = _setting(
         10.0,
         "Longest predicted wait that is accepted; beyond it, or beyond 80 % of the request's own deadline, the answer "
@@ -345,6 +369,9 @@ class Settings(BaseSettings):
         None, "Where model cards are kept on disk. Default: embedstream/cards in the user's cache folder.", *_CALLERS
     )
 
+    key_labels: int = _setting(
+        200, "Most names of API keys that metrics tell apart; the rest are counted together as `other`.", *_HTTP, ge=0
+    )
     metrics_open: bool = _setting(False, "Answer `GET /metrics` without a key even when `--api-key` is set.", *_HTTP)
 
     # Logs
@@ -353,7 +380,7 @@ class Settings(BaseSettings):
     )
     log_format: LogFormat = _setting(LogFormat.CONSOLE, "Log lines for people, or one JSON object a line.", *_SERVERS)
 
-    @field_validator("api_key", "served_model_name", mode="before")
+    @field_validator("api_key", "cors_allow_origin", "served_model_name", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -365,6 +392,14 @@ class Settings(BaseSettings):
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("not a redis://, rediss:// or unix:// URL")
+        return value
+
+    @field_validator("cors_allow_origin")
+    @classmethod
+    def _known_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z\d+.-]*://[^/\s]+", origin):
+                raise ValueError("neither `*` nor a scheme and host in lower case such as `https://app.example`")
         return value
 
     @field_validator("matryoshka_dims")

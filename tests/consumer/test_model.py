@@ -179,6 +179,45 @@ def test_tokenizer_config_overrules_tokenizer_json_as_in_transformers(tiny_bert:
     )
 
 
+def test_a_model_without_a_chat_template_has_none(minilm: Model, tiny_bert: MakeModel) -> None:
+    assert minilm.card.chat is None
+    assert Model.load(settings(tiny_bert())).card.chat is None
+
+
+def test_chat_templates_are_found_where_transformers_looks(tiny_bert: MakeModel) -> None:
+    path = tiny_bert()
+    without = Model.load(settings(path)).card.fingerprint
+    rewrite(path / "tokenizer_config.json", chat_template="one")
+    card = Model.load(settings(path)).card
+    assert card.chat is not None
+    assert card.chat.templates == {"default": "one"}
+    assert card.chat.special_tokens["cls_token"] == "[CLS]"  # noqa: S105  # no password
+    assert card.fingerprint != without
+    named = [{"name": "default", "template": "two"}, {"name": "rag", "template": "three"}]
+    rewrite(path / "tokenizer_config.json", chat_template=named)
+    assert chat_templates(path) == {"default": "two", "rag": "three"}
+    (path / "chat_template.jinja").write_text("four é")
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "tools.jinja").write_text("five")
+    assert chat_templates(path) == {"default": "four é", "tools": "five"}
+
+
+def test_the_operator_may_choose_another_chat_template(tiny_bert: MakeModel, tmp_path: Path) -> None:
+    path, chosen = tiny_bert(), tmp_path / "chosen.jinja"
+    chosen.write_text("chosen")
+    assert chat_templates(path, chat_template=chosen) == {"default": "chosen"}
+    rewrite(path / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "three"}])
+    assert chat_templates(path, chat_template=chosen) == {"default": "chosen", "rag": "three"}
+    with pytest.raises(ModelLoadError, match=r"--chat-template .*missing\.jinja cannot be read"):
+        Model.load(settings(path, chat_template=tmp_path / "missing.jinja"))
+
+
+def chat_templates(path: Path, **others: Any) -> dict[str, str]:
+    chat = Model.load(settings(path, **others)).card.chat
+    assert chat is not None
+    return chat.templates
+
+
 def _no_weights(path: Path) -> None:
     (path / "model.safetensors").unlink()
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from embedstream.shared.cards import PIECE_BYTES, Announcement, CardCache, ModelCard, ModelEntry
+from embedstream.shared.cards import PIECE_BYTES, Announcement, CardCache, ChatFormat, ModelCard, ModelEntry
 from embedstream.shared.errors import InvalidInput, MalformedMessage
 from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.recipe import Pooling, Recipe
 
 RECIPE = Recipe(256, Pooling.MEAN, normalize=True, dimension=384, vocab_size=30522)
 CARD = ModelCard("m", RECIPE, '{"version":"1.0"}', "abc")
+CHAT = ChatFormat({"default": "{{ messages }}", "rag": "é"}, {"bos_token": "<s>"})
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ CARD = ModelCard("m", RECIPE, '{"version":"1.0"}', "abc")
         CARD,
         ModelCard("m", replace(RECIPE, matryoshka_dims=None, truncation_side=TruncationSide.LEFT), "{}", "abc"),
         ModelCard("m", replace(RECIPE, matryoshka_dims=(64, 128), pooling=Pooling.ALL), "{}", "abc"),
+        ModelCard("m", RECIPE, "{}", "abc", chat=CHAT),
     ],
 )
 def test_cards_round_trip(card: ModelCard) -> None:
@@ -46,6 +48,7 @@ def test_large_cards_travel_in_pieces() -> None:
         ModelCard("m", RECIPE, CARD.tokenizer, "abd"),
         ModelCard("m", replace(RECIPE, max_length=128), CARD.tokenizer, "abc"),
         ModelCard("m", replace(RECIPE, pooling=Pooling.CLS), CARD.tokenizer, "abc"),
+        ModelCard("m", RECIPE, CARD.tokenizer, "abc", chat=CHAT),
     ],
 )
 def test_the_fingerprint_follows_all_that_matters(other: ModelCard) -> None:
@@ -72,6 +75,39 @@ def test_cards_of_other_versions_are_read() -> None:
     published = orjson.dumps(fields)
     with pytest.raises(MalformedMessage, match="version 2"):
         ModelCard.decode([zlib.compress(published)], hashlib.sha256(published).digest()[:16], "m")
+
+
+def published(fields: object) -> tuple[list[bytes], bytes]:
+    """Pieces and fingerprint of a card, as another version may publish them."""
+    payload = orjson.dumps(fields)
+    return [zlib.compress(payload)], hashlib.sha256(payload).digest()[:16]
+
+
+def test_the_fingerprint_of_a_model_without_chat_is_that_of_earlier_versions() -> None:
+    fields = orjson.loads(zlib.decompress(CARD.encode()[0]))
+    assert fields.keys() == {"version", "recipe", "tokenizer", "revision"}
+    assert published(fields)[1] == CARD.fingerprint
+    assert (
+        replace(CARD, fingerprint=b"", chat=CHAT).fingerprint
+        != replace(CARD, fingerprint=b"", chat=replace(CHAT, special_tokens={})).fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        "{{ messages }}",
+        {},
+        {"templates": {}},
+        {"templates": {"default": 5}, "special_tokens": {}},
+        {"templates": {}, "special_tokens": [["bos_token", "<s>"]]},
+    ],
+)
+def test_damaged_chat_formats_are_malformed(chat: object) -> None:
+    fields = orjson.loads(zlib.decompress(CARD.encode()[0])) | {"chat": chat}
+    pieces, fingerprint = published(fields)
+    with pytest.raises(MalformedMessage, match="damaged"):
+        ModelCard.decode(pieces, fingerprint, "m")
 
 
 @pytest.mark.parametrize("pieces", [[], [b"junk"], [CARD.encode()[0][:-9]], [b""]])

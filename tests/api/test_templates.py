@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import math
+import sys
+import time
+from typing import Any
+
+import jinja2
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from embedstream.api.chat import texts_of
+from embedstream.api.inputs import Conversations
+from embedstream.api.schemas import ChatFields
+from embedstream.api.templates import ChatTemplate, TemplateOverflow, TemplateTimeout, compiled
+from embedstream.shared.cards import ChatFormat
+from embedstream.shared.settings import Settings
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+
+CHATML = """{%- if tools %}{{ raise_exception('no tools here') }}{%- endif %}
+{%- for message in messages %}
+    {%- if loop.first and messages[0]['role'] != 'system' %}
+        {{- '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}
+    {%- endif %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+LLAMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
+{% set system = messages[0]['content'] | trim + '\\n\\n' %}{% set rest = messages[1:] %}
+{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}
+{% for message in rest %}
+    {% if (message.role == 'user') != (loop.index0 % 2 == 0) %}
+        {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {% endif %}
+    {% if loop.index0 == 0 %}{% set content = system ~ message.content %}
+    {% else %}{% set content = message.content %}{% endif %}
+    {% if message.role == 'user' %}[INST] {{ content | trim }} [/INST]{% else %}
+        {% generation %} {{ content | trim }} {{ eos_token }}{% endgeneration %}
+    {% endif %}
+{% endfor %}"""
+
+PARTS = """{%- set ns = namespace(images=0, texts=[]) -%}
+{%- for message in messages %}{{ message.role | upper }}:
+{%- if message.content is string %}{{ message.content }}
+{%- else %}{% for part in message.content %}{% if part.type == 'text' %}<{{ part.text }}>{% endif %}{% endfor %}
+{%- endif %}
+{% if loop.index > 9 %}{% break %}{% endif %}
+{%- endfor %}{{ {'b': messages | length, 'a': 'é<'} | tojson(sort_keys=true) }}{{ dict(a=1).a }}{{ ns.images }}
+{{- instruction | default('none') }}"""
+
+SYSTEM = {"role": "system", "content": "Be brief. "}
+USER = {"role": "user", "content": " What is 2 < 3? "}
+ANSWER = {"role": "assistant", "content": "True é.", "tool_calls": None}
+
+CONVERSATIONS = [[USER], [SYSTEM, USER], [USER, ANSWER], [SYSTEM, USER, ANSWER, USER], [USER, ANSWER] * 4]
+
+
+def reference(template: str, conversation: list[dict[str, Any]], **options: Any) -> str:
+    make: Any = PreTrainedTokenizerFast  # not annotated
+    tokenizer = make(
+        tokenizer_object=Tokenizer(WordLevel({"<s>": 0, "</s>": 1}, unk_token="<s>")),  # noqa: S106  # no password
+        **SPECIAL,
+    )
+    text: str = tokenizer.apply_chat_template(conversation, chat_template=template, tokenize=False, **options)
+    return text
+
+
+async def ours(template: str, conversation: list[dict[str, Any]], **options: Any) -> str:
+    fields = ChatFields(**options)
+    chat = ChatFormat({"default": template}, SPECIAL)
+    (text,) = await texts_of(Conversations([conversation], "messages"), fields, chat, Settings())
+    return text
+
+
+def as_parts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What vLLM makes of messages for templates that go through the parts of a content."""
+    return [message | {"content": [{"type": "text", "text": message["content"]}]} for message in conversation]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("template", [CHATML, LLAMA, PARTS])
+@pytest.mark.parametrize("prompt", [False, True])
+async def test_texts_equal_those_of_transformers(
+    template: str, conversation: list[dict[str, Any]], prompt: bool
+) -> None:
+    given = as_parts(conversation) if template is PARTS else conversation
+    expected = reference(template, given, add_generation_prompt=prompt)
+    assert await ours(template, conversation, add_generation_prompt=prompt) == expected
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("template", [CHATML, LLAMA, PARTS])
+async def test_an_unfinished_message_equals_that_of_transformers(
+    template: str, conversation: list[dict[str, Any]]
+) -> None:
+    given = as_parts(conversation) if template is PARTS else conversation
+    expected = reference(template, given, continue_final_message=True)
+    assert await ours(template, conversation, continue_final_message=True) == expected
+
+
+async def test_variables_of_the_template() -> None:
+    expected = reference(PARTS, as_parts([USER]), instruction="x")
+    assert await ours(PARTS, [USER], chat_template_kwargs={"instruction": "x"}) == expected
+    assert expected.endswith("0x")
+    assert await ours("{{ bos_token }}", [USER], chat_template_kwargs={"bos_token": "!"}) == "!"
+
+
+@pytest.mark.parametrize(
+    ("template", "takes_parts"),
+    [
+        (CHATML, False),
+        (LLAMA, False),
+        (PARTS, True),
+        ("{% for m in messages %}{% for p in m['content'] %}{{ p.text }}{% endfor %}{% endfor %}", True),
+        ("{% for m in messages %}{% set c = m.content %}{% for p in c | list %}{{ p }}{% endfor %}{% endfor %}", True),
+        ("{% for m in messages %}{% set c = m.content %}{% for p in m.parts %}{{ c }}{% endfor %}{% endfor %}", False),
+    ],
+)
+def test_what_templates_want_as_content(template: str, takes_parts: bool) -> None:
+    assert ChatTemplate(template).takes_parts is takes_parts
+
+
+ESCAPES = [
+    "{{ ''.__class__.__mro__ }}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update(a=1) }}",
+    "{% set ns = namespace(__class__=1) %}",
+    "{% set ns = namespace() %}{% set ns.__init__ = 1 %}",
+    "{{ dict.__call__() }}",
+    "{{ dict.mro() }}",
+    "{% for i in range(1000000) %}{% endfor %}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{% include 'x' %}",
+    "{{ strftime_now.__globals__['json'] }}",
+]
+
+
+@pytest.mark.parametrize("template", ESCAPES)
+def test_the_sandbox_holds(template: str) -> None:
+    messages = [{"role": "user", "content": "a"}]
+    with pytest.raises((jinja2.TemplateError, OverflowError, TypeError)):
+        ChatTemplate(template).render({"messages": messages}, most_chars=100, deadline_s=math.inf)
+    assert messages == [{"role": "user", "content": "a"}]
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}"
+
+
+def test_an_endless_template_is_given_up() -> None:
+    before = sys.gettrace()
+    with pytest.raises(TemplateTimeout):
+        ChatTemplate(ENDLESS).render({}, most_chars=100, deadline_s=time.monotonic() + 0.05)
+    assert sys.gettrace() is before
+
+
+def test_too_much_text_is_given_up() -> None:
+    template = ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}ab{% endfor %}{% endfor %}")
+    with pytest.raises(TemplateOverflow):
+        template.render({}, most_chars=1000, deadline_s=math.inf)
+    assert ChatTemplate("ab").render({}, most_chars=2, deadline_s=math.inf) == "ab"
+
+
+def test_templates_of_models_are_compiled_once() -> None:
+    assert compiled(CHATML) is compiled(CHATML)

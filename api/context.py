@@ -38,6 +38,7 @@ class Context:
         caller: whose key it has; None where no keys are set, and on open paths.
         headers: of the answer, whatever it will be.
         charged_tokens: what was taken from the caller's quota.
+        cut_status: of an answer that had begun when it was given up: what its status would have been; 0 for none.
     """
 
     request_id: str
@@ -45,6 +46,7 @@ class Context:
     caller: Caller | None = None
     headers: dict[str, str] = field(default_factory=dict)
     charged_tokens: int = 0
+    cut_status: int = 0
 
     def note(self, **fields: str | int) -> None:
         """Add fields to the request's line in the access log."""

@@ -66,6 +66,10 @@ class UnauthorizedError(HttpError):
     """The request has none of the keys."""
 
 
+class LaneForbidden(HttpError):
+    """The request asks for a better lane than its key may use."""
+
+
 class UnsupportedMediaTypeError(HttpError):
     """The body is compressed in a way that is not understood."""
 
@@ -132,6 +136,7 @@ TABLE: Mapping[type[Exception], Row] = {
     UnknownTokenId: Row(400, "BadRequestError", advice=_SEND_TEXTS),
     MalformedRequest: Row(400, "BadRequestError"),
     UnauthorizedError: Row(401, "AuthenticationError", headers=(("WWW-Authenticate", "Bearer"),)),
+    LaneForbidden: Row(403, "PermissionDeniedError"),
     ModelNotFound: Row(404, "NotFoundError"),
     ResultNotFound: Row(404, "NotFoundError"),
     RequestTooSlow: Row(408, "RequestTimeoutError", permanent=False),
@@ -166,6 +171,14 @@ _OF_ROUTER: Mapping[int, Row] = {
 _UNEXPECTED = Row(500, "InternalServerError", permanent=False, shown=False)
 
 
+def statuses() -> dict[int, list[str]]:
+    """All statuses of errors, each with the types there are of it."""
+    found: dict[int, set[str]] = {}
+    for row in (*TABLE.values(), *_OF_ROUTER.values()):
+        found.setdefault(row.status, set()).add(row.type)
+    return {status: sorted(found[status]) for status in sorted(found)}
+
+
 def row_of(error: Exception) -> Row:
     """The row of the exception's class, or of its nearest base that has one."""
     if isinstance(error, HTTPException):
@@ -176,10 +189,16 @@ def row_of(error: Exception) -> Row:
 def error_response(error: Exception, request_id: str) -> Response:
     """The answer that the table gives for an exception."""
     row = row_of(error)
+    body = orjson.dumps({"error": error_fields(error, request_id)})
+    return Response(body, row.status, _headers(error, row), "application/json")
+
+
+def error_fields(error: Exception, request_id: str) -> dict[str, str | int | None]:
+    """What an error body says of an exception, and an item of `data` of an input that failed alone."""
+    row = row_of(error)
     message = _message(error, row) if row.shown else f"Internal error; the server's log has it under {request_id}."
-    param = error.param if isinstance(error, InvalidInput | SchemaError) else None
-    body = {"error": {"message": message, "type": row.type, "param": param, "code": row.status}}
-    return Response(orjson.dumps(body), row.status, _headers(error, row), "application/json")
+    param = error.param if isinstance(error, InvalidInput | ModelNotFound | SchemaError) else None
+    return {"message": message, "type": row.type, "param": param, "code": row.status}
 
 
 def _message(error: Exception, row: Row) -> str:
@@ -232,12 +251,14 @@ class ErrorBodies:
             await self.app(scope, receive, watch)
         except ClientDisconnect:
             context.note(error="ClientDisconnect")
+            context.cut_status = _CLIENT_CLOSED
             if not started:  # nobody is left to answer; what logs and metrics see of it is nginx's status for this
                 await Response(status_code=_CLIENT_CLOSED)(scope, receive, send)
         except Exception as error:  # whatever it is, the client gets our body and no internals
             if not row_of(error).shown:
                 log.exception("request.failed", error=type(error).__name__)
-            if started:
-                raise  # too late for an answer: the server cuts the connection, so the client sees the failure
             context.note(error=type(error).__name__)
+            if started:
+                context.cut_status = row_of(error).status
+                raise  # too late for an answer: the server cuts the connection, so the client sees the failure
             await error_response(error, context.request_id)(scope, receive, send)

@@ -8,95 +8,87 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from starlette.responses import Response
 
-from embedstream.producer import Embeddings, Prepared
-from embedstream.shared.errors import JobFailed
-from embedstream.shared.options import VectorType
+from embedstream.producer import Embeddings
+from embedstream.shared.results import Timing
 
-from .schemas import Endianness
+from .errors import error_fields
+from .layout import Envelope
+from .schemas import EncodingFormat, Endianness
 
-# A large response is made in pieces of about 2 ms (measured: 35 ns a float, 2 ns a byte of base64) with a turn for
+# A large response is made in pieces of about 1 ms (measured: 35 ns a float, 2 ns a byte of base64) with a turn for
 # other requests between them. A thread would not help: orjson and binascii keep the interpreter lock.
-_PIECE_FLOATS = 50_000
-_PIECE_BYTES = 1_000_000
+_PIECE_FLOATS = 30_000
+_PIECE_BYTES = 600_000
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
-    """What every form says beside the vectors.
+class Kind:
+    """What the items of `data` are called.
 
     Args:
-        id: `embd-` and the request id.
-        created: Unix time in seconds.
-        model: first served name.
-        tokens: of all inputs, after truncation.
+        object: of an item.
+        field: of an item, which holds the vector.
+        id_prefix: before the request id in the response's id.
     """
 
-    id: str
-    created: int
-    model: str
-    tokens: int
+    object: str
+    field: str
+    id_prefix: str
+
+
+EMBEDDING = Kind("embedding", "embedding", "embd-")
+POOLING = Kind("pooling", "data", "pooling-")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How the block of bytes is laid out.
+class Form:
+    """The form of an answer.
 
     Args:
-        inputs: number of vectors.
-        dim: components of each.
-        dtype: number format of a component.
-        endianness: as the request named it.
+        encoding: how the vectors travel.
+        endianness: byte order of the packed forms, as the request named it.
+        kind: of items.
+        per_token: whether an item is a matrix with one vector for each token.
+        least_tokens: usage counts an input with so many tokens at least: those it would have with padding.
     """
 
-    inputs: int
-    dim: int
-    dtype: VectorType
+    encoding: EncodingFormat
     endianness: Endianness
+    kind: Kind = EMBEDDING
+    per_token: bool = False
+    least_tokens: int = 0
 
-    @classmethod
-    def expected(cls, prepared: Prepared, endianness: Endianness) -> Layout:
-        """The layout that the result of a request will have."""
-        vectors = prepared.options.vectors
-        dim = prepared.dimension or 0  # of a model nobody has announced yet the result tells
-        return cls(prepared.n_inputs, dim, vectors.dtype, endianness)
+    def usage(self, tokens: NDArray[np.uint32]) -> int:
+        """The tokens that usage counts.
 
+        Args:
+            tokens: (inputs,) of each input; 0 for one that got no vector.
+        """
+        return int(np.where(tokens > 0, np.maximum(tokens, self.least_tokens), 0).sum(dtype=np.int64))
 
-def metadata(envelope: Envelope, layout: Layout) -> str:
-    """The `metadata` header of the form `bytes`: compact ASCII JSON that says where each vector is.
-
-    Its size grows with the number of inputs, about 115 bytes each; clients refuse headers they find too long.
-    """
-    size = layout.dim * layout.dtype.numpy.itemsize
-    entries = ", ".join(  # written out: for 2,048 inputs json.dumps takes four times as long
-        f'{{"index": {index}, "embed_dtype": "{layout.dtype}", "endianness": "{layout.endianness}", '
-        f'"start": {index * size}, "end": {(index + 1) * size}, "shape": [{layout.dim}]}}'
-        for index in range(layout.inputs)
-    )
-    return (
-        f'{{"id": {json.dumps(envelope.id)}, "created": {envelope.created}, "model": {json.dumps(envelope.model)}, '
-        f'"data": [{entries}], '
-        f'"usage": {{"prompt_tokens": {envelope.tokens}, "total_tokens": {envelope.tokens}}}}}'
-    )
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer is JSON; if not, it is one block of bytes."""
+        return self.encoding in ("float", "base64")
 
 
 def pack(vectors: NDArray[np.generic], endianness: Endianness) -> NDArray[np.uint8]:
     """The vectors' bytes in the order asked for.
 
     Args:
-        vectors: (inputs, dim), little-endian, any number format.
+        vectors: (vectors, dim), little-endian, any number format.
         endianness: `native` or `little` for as they are, `big` for swapped.
 
     Returns:
-        (inputs, dim x bytes of a component)
+        (vectors, dim x bytes of a component)
     """
     rows = np.ascontiguousarray(vectors)
     if endianness == "big":
@@ -105,51 +97,101 @@ def pack(vectors: NDArray[np.generic], endianness: Endianness) -> NDArray[np.uin
     return rows.view(np.uint8)
 
 
-def float_pieces(vectors: NDArray[np.generic]) -> Iterator[bytes]:
-    """The items of `data` with lists of floats, some at a time: JSON objects with commas between them.
+def json_items(result: Embeddings, form: Form, failures: Mapping[int, Exception]) -> Iterator[bytes]:
+    """The items of `data` as JSON, some at a time and with the commas between them.
 
     Args:
-        vectors: (inputs, dim) float32
-
-    Raises:
-        JobFailed: a component is not finite; JSON has no number for it, and orjson would write null.
+        result: vectors in float32 for the form `float`; they are finite, for JSON has no other numbers.
+        form: `float` or `base64`, in the standard alphabet.
+        failures: of the inputs that have an error in place of a vector.
     """
-    rows = np.ascontiguousarray(vectors, dtype=np.float32)
-    step = max(1, _PIECE_FLOATS // rows.shape[1])
-    for first in range(0, len(rows), step):
-        block = rows[first : first + step]
-        if not np.isfinite(block).all():
-            raise JobFailed("A vector holds NaN or infinity.")
-        yield _items(first, block)
+    floats = form.encoding == "float"
+    vectors = np.ascontiguousarray(result.vectors)
+    bounds = _bounds(result, per_token=form.per_token)
+    most = max(1, (_PIECE_FLOATS if floats else _PIECE_BYTES // vectors.itemsize) // max(1, vectors.shape[1]))
+    comma = b""
+    for first, end in _groups(bounds, most):
+        block = vectors[bounds[first] : bounds[end]]
+        if len(block) > most:  # one input with many vectors
+            yield comma + _head(first, form.kind)
+            yield from _float_rows(block, most) if floats else _base64_rows(block, form.endianness)
+            yield b"}"
+        else:
+            matrices = (block[bounds[i] - bounds[first] : bounds[i + 1] - bounds[first]] for i in range(first, end))
+            values = (matrix if form.per_token or not len(matrix) else matrix[0] for matrix in matrices)
+            items = [
+                _item(index, form, value) if index not in failures else _error_item(index, failures[index])
+                for index, value in enumerate(values, first)
+            ]
+            yield comma + orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        comma = b","
 
 
-def base64_pieces(packed: NDArray[np.uint8]) -> Iterator[bytes]:
-    """The items of `data` with base64 in the standard alphabet, some at a time.
-
-    Args:
-        packed: (inputs, bytes of a vector)
-    """
-    step = max(1, _PIECE_BYTES // packed.shape[1])
-    for first in range(0, len(packed), step):
-        texts = (binascii.b2a_base64(row, newline=False).decode() for row in packed[first : first + step])
-        yield _items(first, texts)
+def _bounds(result: Embeddings, *, per_token: bool) -> NDArray[np.int64]:
+    """(inputs + 1,) where the vectors of each input begin."""
+    bounds = np.zeros(len(result.tokens) + 1, np.int64)
+    if per_token:
+        np.cumsum(result.tokens, dtype=np.int64, out=bounds[1:])
+    else:
+        bounds[1:] = np.arange(1, len(bounds))
+    return bounds
 
 
-def _items(first: int, embeddings: Iterable[object]) -> bytes:
-    items = [
-        {"index": index, "object": "embedding", "embedding": embedding}
-        for index, embedding in enumerate(embeddings, first)
-    ]
-    return orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+def _groups(bounds: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of inputs with at most so many vectors, or one input with more."""
+    first, n_inputs = 0, len(bounds) - 1
+    while first < n_inputs:
+        end = int(np.searchsorted(bounds, bounds[first] + most, side="right")) - 1
+        end = min(max(first + 1, end), first + most, n_inputs)
+        yield first, end
+        first = end
 
 
-async def json_response(envelope: Envelope, pieces: Iterable[bytes], headers: dict[str, str]) -> Response:
-    """The response with vectors in JSON.
+def _item(index: int, form: Form, value: NDArray[Any]) -> dict[str, object]:
+    shown: object = value
+    if form.encoding == "base64":
+        matrix = value if value.ndim == 2 else value[None]
+        shown = binascii.b2a_base64(pack(matrix, form.endianness).data, newline=False).decode()
+    return {"index": index, "object": form.kind.object, form.kind.field: shown}
+
+
+def _error_item(index: int, error: Exception) -> dict[str, object]:
+    return {"index": index, "object": "error", "error": error_fields(error, "")}
+
+
+def _head(index: int, kind: Kind) -> bytes:
+    """The beginning of an item up to its vectors."""
+    return b'{"index":%d,"object":"%s","%s":' % (index, kind.object.encode(), kind.field.encode())
+
+
+def _float_rows(block: NDArray[Any], step: int) -> Iterator[bytes]:
+    """A matrix as JSON, some rows at a time."""
+    opening = b"["
+    for first in range(0, len(block), step):
+        yield opening + orjson.dumps(block[first : first + step], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+        opening = b","
+    yield b"]"
+
+
+def _base64_rows(block: NDArray[Any], endianness: Endianness) -> Iterator[bytes]:
+    """A matrix as a JSON string, a whole number of base64's groups at a time."""
+    step = 3 * max(1, _PIECE_BYTES // (3 * block.shape[1] * block.itemsize))
+    yield b'"'
+    for first in range(0, len(block), step):
+        yield binascii.b2a_base64(pack(block[first : first + step], endianness).data, newline=False)
+    yield b'"'
+
+
+async def json_body(
+    envelope: Envelope, result: Embeddings, form: Form, failures: Mapping[int, Exception]
+) -> list[bytes]:
+    """The JSON of an answer, in pieces that follow one another; other requests get their turn while it is made.
 
     Args:
         envelope: the fields beside `data`.
-        pieces: the items of `data`.
-        headers: sent along.
+        result: as for `json_items`.
+        form: as for `json_items`.
+        failures: as for `json_items`.
     """
     head = {"id": envelope.id, "object": "list", "created": envelope.created, "model": envelope.model}
     usage = {
@@ -159,32 +201,24 @@ async def json_response(envelope: Envelope, pieces: Iterable[bytes], headers: di
         "prompt_tokens_details": None,
         "completion_tokens_details": None,
     }
-    data = []
-    for piece in pieces:
-        data.append(piece)
+    pieces = [orjson.dumps(head)[:-1] + b',"data":[']
+    for piece in json_items(result, form, failures):
+        pieces.append(piece)
         await asyncio.sleep(0)
-    content = b"".join(
-        (orjson.dumps(head)[:-1], b',"data":[', b",".join(data), b'],"usage":', orjson.dumps(usage), b"}")
-    )
-    return Response(content, headers=headers, media_type="application/json")
+    pieces.append(b'],"usage":' + orjson.dumps(usage) + b"}")
+    return pieces
 
 
-def bytes_response(packed: NDArray[np.uint8], headers: dict[str, str]) -> Response:
-    """The response with all vectors in one block, in the order of the inputs and with nothing between them."""
-    return Response(packed.tobytes(), headers=headers, media_type="application/octet-stream")
-
-
-def timing_headers(result: Embeddings, total_s: float) -> dict[str, str]:
-    """Where the time went, in milliseconds; what was computed, in tokens; and how many inputs were cut, even if 0.
+def timing_headers(timing: Timing, total_s: float) -> dict[str, str]:
+    """Where the time went, in milliseconds, and what was computed, in tokens.
 
     Args:
-        result: its timing names the longest wait and the longest forward pass among the request's jobs.
+        timing: the longest wait and the longest forward pass among the request's jobs, and the sum of their tokens.
         total_s: from the first look at the request to the finished response.
     """
     return {
-        "x-queue-time-ms": f"{result.timing.queue_us / 1000:.1f}",
-        "x-inference-time-ms": f"{result.timing.inference_us / 1000:.1f}",
+        "x-queue-time-ms": f"{timing.queue_us / 1000:.1f}",
+        "x-inference-time-ms": f"{timing.inference_us / 1000:.1f}",
         "x-total-time-ms": f"{total_s * 1000:.1f}",
-        "x-compute-tokens": str(result.timing.compute_tokens),
-        "x-truncated-inputs": str(result.truncated),
+        "x-compute-tokens": str(timing.compute_tokens),
     }

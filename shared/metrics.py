@@ -23,6 +23,25 @@ HTTP_SECONDS = Histogram(
     "embedstream_http_seconds", "From an HTTP request's head to the end of its answer.", ["path"], buckets=_SECONDS
 )
 
+HTTP_CONNECTIONS = Gauge(
+    "embedstream_http_connections", "Open connections of HTTP clients.", multiprocess_mode="livesum"
+)
+KEYS_RELOADS = Counter("embedstream_keys_reloads", "Changes of the keys file that were read.", ["outcome"])
+"""Outcomes: ok; failed: the file is broken, and the keys of before still count."""
+KEY_TOKENS = Counter("embedstream_key_tokens", "Tokens of requests that were taken, by the name of their key.", ["key"])
+"""Keys: at most `--key-labels` names, and `other` for the rest."""
+QUOTA_REFUSALS = Counter("embedstream_quota_refusals", "Requests refused because a key's quota is used up.", ["key"])
+QUOTA_UNCHECKED = Counter(
+    "embedstream_quota_unchecked", "Requests let pass unchecked, because Redis did not say what is left of a quota."
+)
+
+TRUNCATED_INPUTS = Counter("embedstream_truncated_inputs", "Inputs of answered HTTP requests that lost tokens.")
+CAST_OVERFLOWS = Counter(
+    "embedstream_cast_overflows",
+    "Vectors sent over HTTP with a component too large for their number format.",
+    ["dtype"],
+)
+
 # Callers: API processes and producers
 REQUESTS = Counter("embedstream_requests", "Requests given to the queue, by how they ended.", ["lane", "outcome"])
 """Outcomes: ok, refused (429), unavailable (503), timeout (504), failed, abandoned, invalid."""
@@ -36,6 +55,11 @@ DUPLICATES = Counter("embedstream_duplicate_parts", "Result parts that came twic
 UNDELIVERED_BYTES = Gauge(
     "embedstream_undelivered_bytes",
     "Bytes of results that were asked for and have not come.",
+    multiprocess_mode="livesum",
+)
+HELD_RESULT_BYTES = Gauge(
+    "embedstream_held_result_bytes",
+    "Bytes of results that have come and wait for an earlier part of their answer, or for its reader.",
     multiprocess_mode="livesum",
 )
 LANE_JOBS = Gauge(

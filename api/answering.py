@@ -1,0 +1,224 @@
+"""From the body of a request to its answer: what /v1/embeddings and /pooling do alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from embedstream.producer import EmbeddedSlice, Embeddings, LongInputs, Options, Prepared, Producer
+from embedstream.producer.fleet import ServedModel
+from embedstream.shared import metrics
+from embedstream.shared.errors import ModelNotFound, StaleCard, Unavailable
+from embedstream.shared.results import Timing
+from embedstream.shared.settings import Settings
+
+from . import limits, responses
+from .chat import rendered
+from .choices import Choices
+from .context import context_of
+from .disconnect import unless_hung_up
+from .finite import failed_inputs, failure
+from .foreign_ids import ForeignIds
+from .layout import Envelope, Layout, bounded_metadata
+from .quota import Quota
+from .responses import Form, Kind
+from .schemas import InputRequest
+from .streaming import PiecedResponse, Promise, VectorStream
+
+_SHOWN_NAME_CHARS = 200
+
+
+class Answering:
+    """The way of a request, with what it needs.
+
+    Args:
+        producer: the open client of the queue.
+        settings: limits of a request.
+        quota: of the caller's key.
+        ids: what reads token ids that are not the model's own; None where clients send the model's.
+    """
+
+    def __init__(self, producer: Producer, settings: Settings, quota: Quota, ids: ForeignIds | None = None) -> None:
+        self._producer = producer
+        self._settings = settings
+        self._quota = quota
+        self._ids = ids
+
+    def choices(self, request: Request, body: InputRequest) -> Choices:
+        """What the request's headers ask for.
+
+        Raises:
+            InvalidInput, LaneForbidden: they cannot have it.
+        """
+        return Choices.of(request, body.encoding_format, self._settings.request_timeout_s)
+
+    async def served(self, name: str) -> ServedModel | None:
+        """The model of that name; None while nobody has announced it and requests wait for its first consumer.
+
+        Args:
+            name: a served name, or "" for whatever is served.
+
+        Raises:
+            ModelNotFound: it is not served here.
+            Unavailable: nobody serves it now.
+        """
+        try:
+            served = self._producer.fleet.served or await self._producer.fleet.live()
+        except Unavailable:
+            names = self._settings.served_names
+            if self._settings.scale_from_zero_s == 0:
+                raise
+            if name and name not in names:  # nobody has announced the model yet; these it will have
+                raise ModelNotFound(name[:_SHOWN_NAME_CHARS], known=names) from None
+            return None
+        if name and name not in served.names:
+            raise ModelNotFound(name[:_SHOWN_NAME_CHARS], known=served.names)
+        return served
+
+    async def prepare(
+        self, request: Request, body: InputRequest, served: ServedModel | None, options: Options, choices: Choices
+    ) -> Prepared:
+        """Tokenise and check. What can be refused is refused here, before anything is queued.
+
+        Args:
+            request: what came.
+            body: of it.
+            served: its model.
+            options: how to treat it, as far as the body says.
+            choices: what the headers say.
+
+        Raises:
+            InvalidInput: it cannot be served.
+            Unavailable: nobody serves the model now.
+        """
+        limits.check("inputs", len(body.prompts), self._settings.max_request_inputs)
+        options = replace(options, timeout_s=choices.timeout_s, lane=choices.lane, partial=choices.partial)
+        inputs = await rendered(body, served, self._settings)
+        if self._ids is not None:
+            inputs = await self._ids.texts_of(inputs)
+        limits.refuse_absurd(inputs, options, served, self._settings.max_request_tokens)
+        prepared = await self._producer.prepare(inputs, options)
+        limits.check("tokens", prepared.least_tokens, self._settings.max_request_tokens)
+        context_of(request.scope).note(
+            inputs=prepared.n_inputs, tokens=prepared.n_tokens, form=body.encoding_format, lane=choices.lane.value
+        )
+        return prepared
+
+    async def answer(
+        self, request: Request, body: InputRequest, prepared: Prepared, choices: Choices, kind: Kind, start_s: float
+    ) -> Response:
+        """Have a request embedded, and answer it in the form it asks for.
+
+        Args:
+            request: what came.
+            body: of it.
+            prepared: ready to be sent.
+            choices: what the headers say.
+            kind: of the answer's items.
+            start_s: when the request was first looked at, on the clock `time.perf_counter`.
+
+        Raises:
+            ClientDisconnect: the client hung up.
+            RateLimited: the caller's quota is used up.
+            EmbedstreamError: there is no result.
+        """
+        form = Form(
+            body.encoding_format,
+            body.endianness,
+            kind,
+            per_token=prepared.options.vectors.per_token,
+            least_tokens=0 if prepared.card is None else body.padded_to(prepared.card.recipe),
+        )
+        context = context_of(request.scope)
+        named = request.headers.get("x-request-id") == context.request_id
+        name = context.request_id if named or body.request_id is None else body.request_id
+        usage = form.usage(prepared.tokens.lengths)
+        envelope = Envelope(f"{kind.id_prefix}{name}", int(time.time()), prepared.model, usage)
+        stream = None if form.is_json else self._stream(envelope, form, prepared, choices, start_s)
+        await self._quota.charge(context, prepared.least_tokens)  # all that can be refused for its own sake has been
+        if stream is None:
+            result = await unless_hung_up(request.receive, self._run(prepared))
+            return await _json(envelope, form, prepared, result, start_s)
+        return stream
+
+    def _stream(
+        self, envelope: Envelope, form: Form, prepared: Prepared, choices: Choices, start_s: float
+    ) -> VectorStream:
+        options = prepared.options
+        layout = Layout(
+            prepared.tokens.lengths,
+            prepared.dimension or 0,  # of a model that nobody has announced yet the vectors will tell
+            options.vectors.dtype,
+            form.endianness,
+            form.per_token,
+        )
+        limit, known = self._settings.metadata_limit_bytes, prepared.card is not None
+        if choices.with_metadata:  # it may be too long: that is better known before anything is queued
+            bounded_metadata(envelope, layout, limit)
+
+        def head(promise: Promise, timing: Timing | None) -> Mapping[str, str]:
+            headers = {}
+            if choices.with_metadata:
+                told = replace(envelope, tokens=form.usage(promise.layout.tokens))
+                headers["metadata"] = bounded_metadata(told, promise.layout, limit)
+            if timing is not None:
+                headers = headers | responses.timing_headers(timing, time.perf_counter() - start_s)
+            return headers | _truncation(promise.truncated)
+
+        cuts = options.truncate_prompt_tokens is not None or options.long_inputs is LongInputs.TRUNCATE
+        promise = Promise(
+            layout,
+            known=known,
+            exact=choices.with_metadata or form.per_token or (cuts and not known),
+            truncated=prepared.tokens.truncated,
+        )
+        return VectorStream(self._in_order(prepared), promise, head)
+
+    async def _run(self, prepared: Prepared) -> Embeddings:
+        try:
+            return await self._producer.run(prepared)
+        except StaleCard as error:
+            raise _replaced(prepared, error) from error
+
+    async def _in_order(self, prepared: Prepared) -> AsyncGenerator[EmbeddedSlice, None]:
+        try:
+            async with aclosing(self._producer.in_order(prepared)) as slices:
+                async for piece in slices:
+                    yield piece
+        except StaleCard as error:
+            raise _replaced(prepared, error) from error
+
+
+def _replaced(prepared: Prepared, error: StaleCard) -> Exception:
+    """What to tell of a model that was replaced, and replaced again when the request was sent anew."""
+    if prepared.is_text:  # tokenised here: the client has nothing to mend
+        return Unavailable("The model is just being replaced by another revision.")
+    return error
+
+
+def _truncation(count: int) -> dict[str, str]:
+    """The header that tells how many inputs lost tokens, even if none; and their metric."""
+    metrics.TRUNCATED_INPUTS.inc(count)
+    return {"x-truncated-inputs": str(count)}
+
+
+async def _json(
+    envelope: Envelope, form: Form, prepared: Prepared, result: Embeddings, start_s: float
+) -> PiecedResponse:
+    dtype = prepared.options.vectors.dtype
+    failures: dict[int, Exception] = {index: failed.error() for index, failed in result.failures.items()}
+    tokens = result.tokens.copy()
+    for index in await failed_inputs(result.vectors, dtype, tokens if form.per_token else None):
+        if not prepared.options.partial:
+            raise failure(index)
+        failures[index], tokens[index] = failure(index), 0
+    # A model replaced while the request was under way may count other tokens.
+    envelope = replace(envelope, tokens=form.usage(tokens))
+    pieces = await responses.json_body(envelope, result, form, failures)
+    headers = responses.timing_headers(result.timing, time.perf_counter() - start_s) | _truncation(result.truncated)
+    return PiecedResponse(pieces, headers, "application/json")

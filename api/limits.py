@@ -1,0 +1,53 @@
+"""How large a request may be, all its inputs together."""
+
+from __future__ import annotations
+
+from embedstream.producer import LongInputs, Options
+from embedstream.producer.fleet import ServedModel
+from embedstream.producer.request import Inputs
+from embedstream.shared.errors import InvalidInput
+
+
+def check(what: str, count: int, limit: int) -> None:
+    """Refuse a request that has too much of something.
+
+    Raises:
+        InvalidInput: it has more than `limit`.
+    """
+    if count > limit:
+        raise InvalidInput(
+            f"A request may have at most {limit} {what} (--max-request-{what}), this one has {count}: "
+            "send it in several.",
+            param="input",
+        )
+
+
+def refuse_absurd(inputs: Inputs, options: Options, served: ServedModel | None, limit: int) -> None:
+    """Refuse what has too many tokens without counting them all: ids are only numbered, texts only measured.
+
+    Args:
+        inputs: texts or token ids.
+        options: whether they are cut.
+        served: the model; None while nobody has announced it.
+        limit: most tokens of a request.
+
+    Raises:
+        InvalidInput: it has more, or its texts are longer than so many tokens.
+    """
+    if served is None:
+        return
+    cut_to = options.truncate_prompt_tokens
+    if cut_to is None and options.long_inputs is LongInputs.TRUNCATE:
+        cut_to = -1
+    most = served.card.recipe.max_length if cut_to == -1 else cut_to
+    if not isinstance(inputs[0] if len(inputs) else "", str):
+        check("tokens", sum(len(row) if most is None else min(len(row), most) for row in inputs), limit)
+    elif most is None:
+        n_chars, most_chars = sum(map(len, inputs)), limit * served.tokenizer.max_token_chars
+        if n_chars > most_chars:
+            raise InvalidInput(
+                f"A request may have at most {limit} tokens (--max-request-tokens), and this model's longest one has "
+                f"{served.tokenizer.max_token_chars} characters; the texts have {n_chars}: send them in several "
+                "requests.",
+                param="input",
+            )

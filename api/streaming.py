@@ -1,0 +1,216 @@
+"""Answers that leave in small pieces: made ones as fast as the client takes them, `bytes` ones while they are made.
+
+The connection holds a sender back (`send` waits until there is room), and tells when the client has left or was cut
+off because it took nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import numpy as np
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from embedstream.producer import EmbeddedSlice, StaleCard
+from embedstream.shared.results import Timing
+
+from .disconnect import unless_hung_up
+from .finite import failed_of, failure
+from .layout import Layout
+from .responses import pack
+
+_PIECE_BYTES = 64 * 1024
+"""Most bytes given to the connection at once: about as much as it takes in before it holds the sender back."""
+
+
+class PiecedResponse(Response):
+    """An answer that is made already, sent in pieces; its length is told before.
+
+    Args:
+        pieces: the body.
+        headers: sent along.
+        media_type: of the body.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], headers: Mapping[str, str], media_type: str) -> None:
+        self.status_code = 200
+        self.background = None
+        self.media_type = media_type
+        self._pieces = pieces
+        self._n_bytes = sum(map(len, pieces))
+        self.init_headers({**headers, "content-length": str(self._n_bytes)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it.
+
+        Raises:
+            ClientDisconnect: the client hung up before the end.
+        """
+        del scope
+        if self._n_bytes <= _PIECE_BYTES:  # the connection takes that at once: nothing to wait for
+            await _start(send, self.raw_headers)
+            await _end(send, b"".join(self._pieces))
+        else:
+            await unless_hung_up(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        await _start(send, self.raw_headers)
+        for piece in _of_size(self._pieces):
+            await _write(send, piece)
+        await _end(send)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the head of a stream says of a body that is not there yet.
+
+    Args:
+        layout: of the body.
+        known: whether the model's card has told size and tokens; if not, only the vectors will.
+        exact: whether the head tells of each single input.
+        truncated: how many inputs lost tokens.
+    """
+
+    layout: Layout
+    known: bool
+    exact: bool
+    truncated: int
+
+    def keeps(self, piece: EmbeddedSlice) -> bool:
+        """Whether a piece of the body is what the head has told."""
+        return piece.vectors.shape[1] == self.layout.dim and (not self.exact or self._counts(piece))
+
+    def foresaw(self, piece: EmbeddedSlice) -> bool:
+        """Whether the first piece of the body is as expected, and with it the rest: no other model has answered."""
+        return self.known and piece.vectors.shape[1] == self.layout.dim and self._counts(piece)
+
+    def _counts(self, piece: EmbeddedSlice) -> bool:
+        return np.array_equal(piece.tokens, self.layout.tokens[piece.first : piece.first + len(piece.tokens)])
+
+    def of_size(self, dim: int) -> Promise:
+        """The same of vectors with so many components."""
+        return replace(self, layout=replace(self.layout, dim=dim))
+
+    def of_all(self, pieces: Sequence[EmbeddedSlice]) -> Promise:
+        """What can be told of the whole result."""
+        tokens = np.concatenate([piece.tokens for piece in pieces])
+        layout = replace(self.layout, dim=pieces[0].vectors.shape[1], tokens=tokens)
+        return replace(self, layout=layout, truncated=sum(piece.truncated for piece in pieces))
+
+
+class VectorStream(Response):
+    """The vectors in one block, in the order of the inputs, nothing between them, sent while others are being computed.
+
+    Its head leaves with the first vectors, so whatever goes wrong before has an answer of its own. What goes wrong
+    afterwards can only cut the connection: because the head tells the length, no client takes the rest for the whole.
+
+    Args:
+        slices: the result in order.
+        promise: what it is expected to be.
+        head: makes the headers, from the promise and, if all is computed by then, where the time went.
+    """
+
+    def __init__(
+        self,
+        slices: AsyncGenerator[EmbeddedSlice, None],
+        promise: Promise,
+        head: Callable[[Promise, Timing | None], Mapping[str, str]],
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.media_type = "application/octet-stream"
+        self._slices = slices
+        self._promise = promise
+        self._head = head
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Await the first vectors, send them, and go on until the last.
+
+        Raises:
+            ClientDisconnect: the client hung up before the end.
+            EmbedstreamError: there is no result, or no more of it.
+        """
+        del scope
+        await unless_hung_up(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._slices) as slices:
+            begun, promise = [await anext(slices)], self._promise
+            if not promise.known and not promise.exact:
+                promise = promise.of_size(begun[0].vectors.shape[1])
+            elif not promise.foresaw(begun[0]):
+                begun += [piece async for piece in slices]
+                promise = promise.of_all(begun)
+            first = list(_packed(begun[0], promise.layout))  # before the head: it may hold what is no vector
+            await _start(send, self._raw_head(begun, promise))
+            for block in first:
+                await _write(send, block)
+            for piece in begun[1:]:
+                await _write_slice(send, piece, promise.layout)
+            async for piece in slices:
+                if not promise.keeps(piece):
+                    raise StaleCard("The model was replaced while its vectors were on their way.")
+                await _write_slice(send, piece, promise.layout)
+        await _end(send)
+
+    def _raw_head(self, begun: Sequence[EmbeddedSlice], promise: Promise) -> list[tuple[bytes, bytes]]:
+        whole = sum(len(piece.tokens) for piece in begun) == promise.layout.n_inputs
+        timings = [piece.timing for piece in begun]
+        timing = Timing(
+            max(each.queue_us for each in timings),
+            max(each.inference_us for each in timings),
+            sum(each.compute_tokens for each in timings),
+        )
+        headers = self._head(promise, timing if whole else None)
+        self.init_headers({**headers, "content-length": str(promise.layout.n_bytes)})
+        return self.raw_headers
+
+
+def _packed(piece: EmbeddedSlice, layout: Layout) -> Iterator[bytes]:
+    """The bytes of a slice, some at a time.
+
+    Raises:
+        JobFailed: a vector cannot be used.
+    """
+    step = max(1, _PIECE_BYTES // max(1, layout.vector_bytes))
+    for first in range(0, len(piece.vectors), step):
+        block = piece.vectors[first : first + step]
+        for index in failed_of(block, layout.dtype, first, piece.tokens if layout.per_token else None):
+            raise failure(piece.first + index)
+        yield pack(block, layout.endianness).tobytes()
+
+
+def _of_size(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of the size that is sent at once."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= _PIECE_BYTES:
+            yield bytes(waiting[:_PIECE_BYTES])
+            del waiting[:_PIECE_BYTES]
+    if waiting:
+        yield bytes(waiting)
+
+
+async def _start(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _write(send: Send, data: bytes) -> None:
+    """Send a piece: wait until the connection has room, and even if it has, give others their turn."""
+    await send({"type": "http.response.body", "body": data, "more_body": True})
+    await asyncio.sleep(0)
+
+
+async def _write_slice(send: Send, piece: EmbeddedSlice, layout: Layout) -> None:
+    for block in _packed(piece, layout):
+        await _write(send, block)
+
+
+async def _end(send: Send, data: bytes = b"") -> None:
+    """End the answer. Nothing may be awaited after it: that the answer is over looks like a hang-up."""
+    await send({"type": "http.response.body", "body": data, "more_body": False})

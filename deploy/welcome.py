@@ -28,7 +28,7 @@ def ready_block(settings: Settings, url: str, redis_url: str, *, elapsed_s: floa
         f"embedstream {state}",
         f"  {counts}; Ctrl-C stops it",
         f"  queue: {queue}" + ("" if settings.redis_url else " (embedded Valkey)"),
-        curl_line(url, model, with_key=bool(settings.api_key)),
+        curl_line(url, model, with_key=bool(settings.api_key or settings.api_keys_file)),
     ]
     return "\n".join(lines)
 

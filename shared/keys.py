@@ -28,6 +28,9 @@ FIELD_PARTS = b"p"
 FIELD_JOBS = b"jobs"
 """The field of a kept result that tells how many jobs the request has; beside it the parts, as `<job>:<part>`."""
 
+FIELD_ROWS = b"rows"
+"""The field of a kept result that tells how its rows make up its inputs, where some input is several; JSON."""
+
 FIELD_WAS_CANCELLED = b"cancelled"
 """The field that is left of a kept result whose request was cancelled."""
 
@@ -61,6 +64,10 @@ class Keys:
     def reply(self, instance: str) -> str:
         """Stream of results for one producer process; expires unless its reader renews it."""
         return f"{self.base}:r:{instance}"
+
+    def quota(self, name: str) -> str:
+        """Hash: what is left of the quota of one of the API's keys; expires when it would be full."""
+        return f"{self.base}:quota:{name}"
 
     def result(self, request_id: bytes) -> str:
         """Hash `<job>:<part>` -> result part, for callers that pick up later; expires."""

@@ -47,12 +47,13 @@ class UnknownTokenId(InvalidInput):
 
 
 class ModelNotFound(EmbedstreamError):
-    """No consumer has ever announced the model."""
+    """No consumer has ever announced the model; `param` names the field that asked for it."""
 
-    def __init__(self, model: str, *, known: tuple[str, ...] = ()) -> None:
+    def __init__(self, model: str, *, known: tuple[str, ...] = (), param: str | None = None) -> None:
         super().__init__(f"The model `{model}` does not exist.")
         self.model = model
         self.known = known
+        self.param = param
 
 
 class ResultNotFound(EmbedstreamError):

@@ -5,7 +5,6 @@ A union of pydantic's list types would try 300,000 token ids one by one, several
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -84,13 +83,26 @@ def read_messages(value: object) -> Conversations:
     )
 
 
+def read_ids(values: list[Any]) -> list[int]:
+    """A list of token ids.
+
+    Raises:
+        PydanticCustomError: not all of it are whole numbers.
+    """
+    kinds = set(map(type, values))
+    if not kinds <= _NUMBERS:
+        raise PydanticCustomError("int_type", "Input should be a list of valid integers")
+    return _token_ids(values, kinds)
+
+
 def _token_ids(numbers: list[Any], kinds: set[type]) -> list[int]:
     """JSON numbers as integers: 1.0 is 1, and booleans count as 0 and 1."""
     if kinds <= {int}:
         return numbers
-    if float in kinds and not all(math.isfinite(number) and number == int(number) for number in numbers):
+    whole = list(map(int, numbers))  # JSON has no infinity; list by list and in C, for there may be many short ones
+    if whole != numbers:
         raise PydanticCustomError("int_from_float", "Token ids should be whole numbers, got one with a fraction")
-    return [int(number) for number in numbers]
+    return whole
 
 
 def _conversations(value: Any, param: str) -> Conversations:

@@ -65,12 +65,13 @@ def announcement(consumer: str = "c1", started_s: int = 1_700_000_000) -> Announ
 
 
 def vectors_of(prepared: Prepared) -> NDArray[Any]:
-    """(inputs, dim): a function of the token ids and the options, rounded as a consumer would round it."""
+    """(inputs, dim), or (tokens, dim): a function of the ids and the options, rounded as a consumer would round it."""
     assert prepared.card is not None
     options, recipe = prepared.options.vectors, prepared.card.recipe
     pieces = np.split(prepared.tokens.ids.astype(np.float64), prepared.tokens.offsets[1:-1])
     components = np.arange(1, recipe.dimension + 1)
-    rows = np.stack([np.sin(np.outer(ids + 1, components)).mean(axis=0) for ids in pieces])
+    matrices = [np.sin(np.outer(ids + 1, components)) for ids in pieces]
+    rows = np.concatenate(matrices) if options.per_token else np.stack([matrix.mean(axis=0) for matrix in matrices])
     rows = rows[:, : options.dimensions or recipe.dimension]
     if recipe.normalize if options.normalize is None else options.normalize:
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
@@ -294,3 +296,14 @@ async def test_a_defect_does_not_end_the_watch(tmp_path: Path, monkeypatch: pyte
             write(path, '[keys.d]\nkey = "key-of-d"\n')
             await until(lambda: ring.caller_of(b"key-of-d") is not None)
     assert [line["event"] for line in logs] == ["keys.failed", "keys.reloaded"]
+
+
+@pytest.mark.parametrize("text", ['[keys.a]\nkey = "hush', None])
+def test_a_process_with_a_wrong_file_ends_with_one_line(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "keys.toml"
+    if text is not None:
+        path.write_text(text)
+    command = [sys.executable, "-m", "embedstream.api", "--port", "0", "--redis-url", f"unix://{tmp_path}/nothing.sock"]
+    ended = subprocess.run([*command, "--api-keys-file", str(path)], capture_output=True, text=True, timeout=60)
+    reason = "cannot be read: No such file or directory" if text is None else "is not TOML (at end of document)"
+    assert (ended.returncode, ended.stderr) == (78, f"embedstream: {path} {reason}.\n")

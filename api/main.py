@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 from types import FrameType
@@ -14,10 +15,11 @@ from embedstream.shared.logs import configure, get_logger
 from embedstream.shared.settings import Settings
 
 from .app import create_app
+from .server import PROBE_CONNECTIONS, bound_to
 
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 75  # longer than load balancers keep an idle connection (60 s), or they would meet a closed one
-_HEADER_BYTES = 64 * 1024  # request line and headers; bodies have their own limit
+_KEEP_ALIVE_PROBES = 4  # of the kernel, before it takes a silent peer for gone
+_SPARE_FILES = 128  # beside clients: Redis, logs, metrics, a probe
 _DRAIN_SHARE = 0.8  # of the shutdown time for requests under way; the rest is for closing the producer
 
 log = get_logger()
@@ -60,16 +62,18 @@ def run(settings: Settings, fd: int | None = None) -> int:
 def _serve(app: Starlette, listener: socket.socket, settings: Settings) -> int:
     config = uvicorn.Config(
         app,
+        http=bound_to(settings),
         access_log=False,  # AccessLog has ours
         log_config=None,
         lifespan="on",
         ws="none",
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=settings.keep_alive_timeout_s,
         timeout_graceful_shutdown=max(1, int(settings.shutdown_timeout_s * _DRAIN_SHARE)),
-        h11_max_incomplete_event_size=_HEADER_BYTES,
     )
+    _allow_files(settings.max_connections + PROBE_CONNECTIONS + _SPARE_FILES)
+    _notice_dead_peers(listener, settings)
     host, port = listener.getsockname()[:2]
     log.info("api.listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     _Server(config).run(sockets=[listener])
@@ -88,3 +92,31 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _allow_files(wanted: int) -> None:
+    """Raise the limit of open files as far as we may: without one to spare a server accepts nobody, not even probes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    if allowed < wanted:
+        log.warning("api.few_files", allowed=allowed, wanted=wanted, setting="--max-connections")
+
+
+def _notice_dead_peers(listener: socket.socket, settings: Settings) -> None:
+    """Have the kernel end connections whose peer vanished without a word; accepted sockets inherit these options."""
+    idle_s = settings.keep_alive_timeout_s
+    options = {
+        "TCP_KEEPIDLE": idle_s,
+        "TCP_KEEPINTVL": max(1, idle_s // _KEEP_ALIVE_PROBES),
+        "TCP_KEEPCNT": _KEEP_ALIVE_PROBES,
+        "TCP_USER_TIMEOUT": int(settings.write_timeout_s * 1000),
+    }
+    if listener.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        if hasattr(socket, name):  # macOS has not all of them
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

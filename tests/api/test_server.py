@@ -14,12 +14,12 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from tests.api.conftest import StubProducer
+from tests.hostile.peer import PATIENCE_S, Peer
 
 from embedstream.api import create_app
 from embedstream.api.server import PROBE_CONNECTIONS, Connection, bound_to
 from embedstream.shared.settings import Settings
 
-PATIENCE_S = 20
 BODY = json.dumps({"input": "a b"}).encode()
 ASK = b"POST /v1/embeddings HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
     len(BODY),
@@ -32,68 +32,13 @@ PROBE = b"GET /livez HTTP/1.1\r\nHost: t\r\n\r\n"
 
 
 @dataclass
-class Reply:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def error(self) -> dict[str, Any]:
-        """The error of the body, which has our shape."""
-        content = json.loads(self.body)
-        assert set(content) == {"error"}
-        assert set(content["error"]) == {"message", "type", "param", "code"}
-        assert content["error"]["code"] == self.status
-        assert self.headers["x-request-id"]
-        error: dict[str, Any] = content["error"]
-        return error
-
-
-@dataclass
-class Peer:
-    """A client that says exactly what it is told to."""
-
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-
-    async def say(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def hear(self) -> Reply:
-        async with asyncio.timeout(PATIENCE_S):
-            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
-            body = await self.reader.readexactly(int(headers["content-length"]))
-        return Reply(int(head[0].split()[1]), headers, body)
-
-    async def ask(self, data: bytes) -> Reply:
-        await self.say(data)
-        return await self.hear()
-
-    async def rest(self) -> bytes:
-        """What comes until the connection ends; b"" when it ends without a word, or is reset."""
-        async with asyncio.timeout(PATIENCE_S):
-            try:
-                return await self.reader.read()
-            except ConnectionResetError:
-                return b""
-
-
-@dataclass
 class Site:
     port: int
     server: uvicorn.Server
     peers: list[Peer] = field(default_factory=list)
 
     async def dial(self, *, buffer_bytes: int = 0) -> Peer:
-        # A window as small as its buffer: what it does not read soon stays with the server.
-        made = socket.socket()
-        if buffer_bytes:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        made.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(made, ("127.0.0.1", self.port))
-        peer = Peer(*await asyncio.open_connection(sock=made, limit=2**16))
+        peer = await Peer.dial(self.port, buffer_bytes=buffer_bytes)
         self.peers.append(peer)
         return peer
 
@@ -133,7 +78,7 @@ async def site(app: Any, **limits: Any) -> AsyncIterator[Site]:
         yield here
     finally:
         for peer in here.peers:
-            peer.writer.transport.abort()
+            peer.hang_up()
         server.should_exit = True
         await task
 

@@ -71,10 +71,14 @@ def vectors_of(prepared: Prepared) -> NDArray[Any]:
     pieces = np.split(prepared.tokens.ids.astype(np.float64), prepared.tokens.offsets[1:-1])
     components = np.arange(1, recipe.dimension + 1)
     matrices = [np.sin(np.outer(ids + 1, components)) for ids in pieces]
-    rows = np.concatenate(matrices) if options.per_token else np.stack([matrix.mean(axis=0) for matrix in matrices])
+    if options.per_token:
+        rows = np.concatenate(matrices)
+    else:  # an input that was refused has no tokens, and a row of zeros
+        rows = np.stack([matrix.sum(axis=0) / max(1, len(matrix)) for matrix in matrices])
     rows = rows[:, : options.dimensions or recipe.dimension]
     if recipe.normalize if options.normalize is None else options.normalize:
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows /= np.where(norms == 0, 1, norms)
     return rows.astype(np.float32).astype(options.dtype.numpy)
 
 

@@ -7,6 +7,7 @@ import gzip
 import importlib
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -250,6 +251,21 @@ def test_what_is_missing_or_not_it_is_said_at_the_start(
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(Misconfigured, match=r"pip install 'embedstream\[cl100k\]'"):
         reader_of(settings_of(vocabulary))
+
+
+def test_the_api_ends_at_the_start_with_one_line(nowhere: Path) -> None:
+    command = [sys.executable, "-m", "embedstream.api", "--port", "0", "--redis-url", "redis://127.0.0.1:1"]
+    done = subprocess.run(
+        [*command, "--token-ids", "cl100k"],
+        env={**os.environ, "TMPDIR": str(nowhere)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == exits.FINAL, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("embedstream: --token-ids cl100k needs OpenAI's vocabulary")
 
 
 def test_the_pattern_and_special_tokens_are_tiktokens_own(cl100k: tiktoken.Encoding) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -13,27 +13,26 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from redis.asyncio import Redis
 
 from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
-from embedstream.shared.errors import EmbedstreamError, InvalidInput, Overloaded, ResultTimeout, StaleCard, Unavailable
+from embedstream.shared.errors import EmbedstreamError, InvalidInput, Overloaded, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
 from embedstream.shared.options import VectorType
-from embedstream.shared.results import ResultPart
 from embedstream.shared.runfile import the_only_live
-from embedstream.shared.settings import Settings
+from embedstream.shared.settings import LongInputsName, Settings
 from embedstream.shared.urls import without_password
 
-from .admission import ASSUMED_DIMENSION, Undelivered, result_bytes
+from .admission import Undelivered
 from .arguments import MAX_RESULT_TTL_S, MAX_TIMEOUT_S, listed, options_of
 from .arrival import end_the_forlorn
-from .assemble import assemble, check_revision, split_by_input
-from .failures import raise_for_rows
+from .assemble import assemble_parts, split_by_input
+from .exchange import Exchange
 from .fleet import Fleet
 from .notices import Notices
-from .ordered import in_order, slice_of
 from .outcomes import counted
 from .pending import PendingRequest
 from .pickup import KeptResults, read_id
@@ -83,7 +82,6 @@ class Producer:
         )
         """What is known of the consumers, kept fresh in the background."""
         self._submissions: dict[Keys, Submission] = {}
-        self._undelivered = Undelivered(self._settings.max_undelivered_bytes)
         self._notices = Notices(self._redis)
         self._unbroken = Unbroken()
         self._stopping = asyncio.Event()
@@ -96,6 +94,9 @@ class Producer:
             self._settings.reconcile_after_s,
             self._stopping,
         )
+        self._exchange = Exchange(
+            self._keys, self._sessions, Undelivered(self._settings.max_undelivered_bytes), self._notices
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -106,6 +107,11 @@ class Producer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def redis(self) -> Redis:
+        """Its client for short commands, for what else a process keeps beside the queue."""
+        return self._redis
 
     async def open(self) -> None:
         """Begin to follow the fleet. Redis and the consumers may still be away: requests say so.
@@ -153,6 +159,8 @@ class Producer:
         normalize: bool | None = None,
         dtype: VectorType | str = VectorType.FLOAT32,
         truncate_prompt_tokens: int | None = None,
+        truncation_side: str | None = None,
+        long_inputs: LongInputsName | str | None = None,
         add_special_tokens: bool = True,
         lane: Lane | str = Lane.INTERACTIVE,
         timeout_s: float | None = None,
@@ -164,7 +172,11 @@ class Producer:
             dimensions: keep this many components (Matryoshka), then normalise; None keeps all.
             normalize: scale to unit length; None does what the model does.
             dtype: number format of the result, also on the queue.
-            truncate_prompt_tokens: cut inputs to this many tokens; -1 for the model's limit, None refuses long ones.
+            truncate_prompt_tokens: cut inputs to this many tokens; -1 for the model's limit, None cuts none.
+            truncation_side: `left` or `right`, the end of the finished sequence that loses tokens; None keeps the
+                special tokens and cuts where the model's own tokenizer does.
+            long_inputs: what becomes of inputs longer than the model reads, when none are to be cut: `error`,
+                `truncate`, or `chunk` to embed them piece by piece; None for the setting.
             add_special_tokens: for texts: whether the tokenizer adds [CLS] and its like.
             lane: `interactive`, or `bulk` for work that can wait.
             timeout_s: seconds to wait for the result.
@@ -177,11 +189,13 @@ class Producer:
             Overloaded, Unavailable: not accepted; worth a retry later.
             ResultTimeout, JobFailed: accepted, but there is no result.
         """
-        options = options_of(
+        options = self._options(
             dimensions=dimensions,
             normalize=normalize,
             dtype=dtype,
             truncate_prompt_tokens=truncate_prompt_tokens,
+            truncation_side=truncation_side,
+            long_inputs=long_inputs,
             add_special_tokens=add_special_tokens,
             lane=lane,
             timeout_s=timeout_s,
@@ -200,6 +214,8 @@ class Producer:
         normalize: bool | None = None,
         dtype: VectorType | str = VectorType.FLOAT32,
         truncate_prompt_tokens: int | None = None,
+        truncation_side: str | None = None,
+        long_inputs: LongInputsName | str | None = None,
         lane: Lane | str = Lane.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> list[NDArray[Any]]:
@@ -210,11 +226,13 @@ class Producer:
         Returns:
             For each input (tokens, dim) of `dtype`, special tokens included.
         """
-        options = options_of(
+        options = self._options(
             normalize=normalize,
             dtype=dtype,
             per_token=True,
             truncate_prompt_tokens=truncate_prompt_tokens,
+            truncation_side=truncation_side,
+            long_inputs=long_inputs,
             lane=lane,
             timeout_s=timeout_s,
         )
@@ -232,6 +250,8 @@ class Producer:
         normalize: bool | None = None,
         dtype: VectorType | str = VectorType.FLOAT32,
         truncate_prompt_tokens: int | None = None,
+        truncation_side: str | None = None,
+        long_inputs: LongInputsName | str | None = None,
         add_special_tokens: bool = True,
         lane: Lane | str = Lane.INTERACTIVE,
         timeout_s: float | None = None,
@@ -243,11 +263,13 @@ class Producer:
         Yields:
             Slices that together cover every input once.
         """
-        options = options_of(
+        options = self._options(
             dimensions=dimensions,
             normalize=normalize,
             dtype=dtype,
             truncate_prompt_tokens=truncate_prompt_tokens,
+            truncation_side=truncation_side,
+            long_inputs=long_inputs,
             add_special_tokens=add_special_tokens,
             lane=lane,
             timeout_s=timeout_s,
@@ -256,20 +278,10 @@ class Producer:
         if len(items) == 0:
             return
         prepared = await self.prepare(items, options)
-        deadline_s = self._deadline_s(prepared)
-        begun = False
         with counted(options.lane):
-            try:
-                async with aclosing(self._parts(prepared, deadline_s)) as parts:
-                    async for part in parts:
-                        begun = True
-                        yield slice_of(part)
-            except StaleCard:
-                if begun or not prepared.is_text:
-                    raise
-                async with aclosing(self._parts(await self._prepare_again(prepared), deadline_s)) as parts:
-                    async for part in parts:
-                        yield slice_of(part)
+            async with aclosing(self._slices(self._exchange.as_they_come, prepared)) as slices:
+                async for piece in slices:
+                    yield piece
 
     async def submit(
         self,
@@ -280,6 +292,8 @@ class Producer:
         dtype: VectorType | str = VectorType.FLOAT32,
         per_token: bool = False,
         truncate_prompt_tokens: int | None = None,
+        truncation_side: str | None = None,
+        long_inputs: LongInputsName | str | None = None,
         add_special_tokens: bool = True,
         lane: Lane | str = Lane.INTERACTIVE,
         timeout_s: float | None = None,
@@ -299,6 +313,8 @@ class Producer:
             dtype: as for `embed`.
             per_token: one vector for each token, as `embed_tokens` gives them.
             truncate_prompt_tokens: as for `embed`.
+            truncation_side: as for `embed`.
+            long_inputs: as for `embed`.
             add_special_tokens: as for `embed`.
             lane: as for `embed`.
             timeout_s: seconds after which nobody wants the result any more; None for the setting `request_timeout_s`.
@@ -313,12 +329,14 @@ class Producer:
             Overloaded: refused; nothing was queued.
             Unavailable: not confirmed; worth another try under the same id.
         """
-        options = options_of(
+        options = self._options(
             dimensions=dimensions,
             normalize=normalize,
             dtype=dtype,
             per_token=per_token,
             truncate_prompt_tokens=truncate_prompt_tokens,
+            truncation_side=truncation_side,
+            long_inputs=long_inputs,
             add_special_tokens=add_special_tokens,
             lane=lane,
             timeout_s=timeout_s,
@@ -421,11 +439,11 @@ class Producer:
         deadline_s = self._deadline_s(prepared)
         with counted(prepared.options.lane):
             try:
-                return await self._collect(prepared, deadline_s)
+                return await self._exchange.whole(prepared, deadline_s)
             except StaleCard:
                 if not prepared.is_text:
                     raise  # only the caller can make new ids
-            return await self._collect(await self._prepare_again(prepared), deadline_s)
+            return await self._exchange.whole(await self._prepare_again(prepared), deadline_s)
 
     async def in_order(self, prepared: Prepared) -> AsyncGenerator[EmbeddedSlice, None]:
         """Send a prepared request and give its inputs in their order, each as soon as it and all before it are done.
@@ -439,21 +457,31 @@ class Producer:
         Raises:
             EmbedstreamError: as `embed` says; it may come after the first slice.
         """
-        deadline_s = self._deadline_s(prepared)
-        begun = False
         with counted(prepared.options.lane):
-            try:
-                async with aclosing(in_order(self._parts(prepared, deadline_s))) as slices:
-                    async for piece in slices:
-                        begun = True
-                        yield piece
-            except StaleCard:
-                if begun or not prepared.is_text:
-                    raise
-                again = await self._prepare_again(prepared)
-                async with aclosing(in_order(self._parts(again, deadline_s))) as slices:
-                    async for piece in slices:
-                        yield piece
+            async with aclosing(self._slices(self._exchange.in_order, prepared)) as slices:
+                async for piece in slices:
+                    yield piece
+
+    async def _slices(
+        self, give: Callable[[Prepared, float], AsyncGenerator[EmbeddedSlice, None]], prepared: Prepared
+    ) -> AsyncGenerator[EmbeddedSlice, None]:
+        """What `give` makes of a request; should the model be replaced before the first slice, of the one made anew."""
+        deadline_s, begun = self._deadline_s(prepared), False
+        try:
+            async with aclosing(give(prepared, deadline_s)) as slices:
+                async for piece in slices:
+                    begun = True
+                    yield piece
+        except StaleCard:
+            if begun or not prepared.is_text:
+                raise  # only the caller can make new ids
+            async with aclosing(give(await self._prepare_again(prepared), deadline_s)) as slices:
+                async for piece in slices:
+                    yield piece
+
+    def _options(self, *, long_inputs: LongInputsName | str | None, **others: Any) -> Options:
+        policy = self._settings.long_inputs_policy if long_inputs is None else long_inputs
+        return options_of(long_inputs=policy, **others)
 
     def _timeout_s(self, options: Options) -> float:
         return self._settings.request_timeout_s if options.timeout_s is None else options.timeout_s
@@ -471,38 +499,6 @@ class Producer:
         again = await self._prepare(prepared.inputs, prepared.options, deadline_s - loop.time())
         return replace(again, arrived_s=prepared.arrived_s)
 
-    async def _collect(self, prepared: Prepared, deadline_s: float) -> Embeddings:
-        async with aclosing(self._parts(prepared, deadline_s)) as parts:
-            return assemble([part async for part in parts], prepared.tokens.truncated)
-
-    async def _parts(self, prepared: Prepared, deadline_s: float) -> AsyncGenerator[ResultPart, None]:
-        """Send a request and give its parts as its jobs are done; what is not wanted any more is called off."""
-        keys = await self._keys()
-        session = self._sessions.of(keys)
-        now = asyncio.get_running_loop().time()
-        if deadline_s <= now:
-            raise ResultTimeout("The request's time was over before it could be sent.")
-        request_id = os.urandom(16)
-        jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
-        request = PendingRequest(request_id, jobs, now, deadline_s)
-        vectors, dimension = prepared.options.vectors, prepared.dimension or ASSUMED_DIMENSION
-        with self._undelivered.expecting(result_bytes(vectors, prepared.n_inputs, prepared.least_tokens, dimension)):
-            session.replies.requests[request_id] = request
-            try:
-                session.writer.send(request, request.jobs)
-                revision = b""
-                async with aclosing(request.parts()) as parts:
-                    async for part in parts:
-                        raise_for_rows(part, partial=prepared.options.partial)
-                        revision = revision or part.fingerprint
-                        check_revision(part, revision)
-                        yield part
-            finally:
-                del session.replies.requests[request_id]
-                if request.outstanding() and not isinstance(request.error, Overloaded):
-                    self._notices.abandon(keys, request_id)
-                request.fail(ResultTimeout("Nobody waits for it any more."))  # what has not been sent yet stays here
-
     async def _store(self, prepared: Prepared, request_id: bytes, result_ttl_s: int) -> None:
         keys = await self._keys()
         if keys not in self._submissions:
@@ -513,7 +509,7 @@ class Producer:
         ttl_s = math.ceil(timeout_s) + result_ttl_s
         jobs = cut_into_jobs(prepared, request_id, max(1, int(timeout_s * 1000)), ttl_s)
         kept = KeptResults(self._redis, keys, self._unbroken)
-        new = await kept.announce(request_id, len(jobs), ttl_s)
+        new = await kept.announce(request_id, len(jobs), ttl_s, prepared.plan)
         request = PendingRequest(request_id, jobs, now, now + timeout_s)
         try:
             await self._submissions[keys].store(request, self._stopping)
@@ -528,7 +524,7 @@ class Producer:
             raise InvalidInput(f"timeout_s is {wait_s}; it must be from 0 to {MAX_TIMEOUT_S}.", param="timeout_s")
         name, keys = read_id(request_id), await self._keys()
         kept = KeptResults(self._redis, keys, self._unbroken)
-        return assemble(await kept.wait(name, wait_s, self._stopping))
+        return assemble_parts(*await kept.wait(name, wait_s, self._stopping))
 
     @property
     def _waits_for_the_first(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from embedstream.shared.errors import (
@@ -74,3 +75,34 @@ def raise_for_rows(part: ResultPart, *, partial: bool = False) -> None:
 def failure_of(part: ResultPart, row: int) -> InputFailure:
     """What a part says of a row of it that failed."""
     return InputFailure(Status(int(part.rows["status"][row])), part.message(row) or "The consumer gave no reason.")
+
+
+class Refusals:
+    """Inputs refused before the queue: the first ends the request, unless the others are to go on without it.
+
+    Args:
+        partial: whether they are.
+    """
+
+    def __init__(self, partial: bool) -> None:
+        self._partial = partial
+        self.failures: dict[int, InputFailure] = {}
+
+    def refuse(self, index: int, reason: InvalidInput) -> None:
+        """Refuse one input; the reason it was refused for first stays.
+
+        Raises:
+            InvalidInput: the reason, unless `partial`.
+        """
+        if not self._partial:
+            raise reason
+        self.failures.setdefault(index, InputFailure.of(reason))
+
+    def take(self, reasons: Iterable[tuple[int, InvalidInput]]) -> None:
+        """Refuse several, each by its place.
+
+        Raises:
+            InvalidInput: the first reason, unless `partial`.
+        """
+        for index, reason in reasons:
+            self.refuse(index, reason)

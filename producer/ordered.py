@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-import numpy as np
+from embedstream.shared.results import ResultPart
 
-from embedstream.shared.results import ROW_TRUNCATED, ResultPart, Status
-
-from .failures import failure_of
+from .held import Held
+from .merging import Merger
 from .request import EmbeddedSlice
 
+ON_LOOP_BYTES = 4 * 1024 * 1024
+"""Vectors up to this size are copied on the event loop, in about 1 ms."""
 
-async def in_order(parts: AsyncGenerator[ResultPart, None]) -> AsyncGenerator[EmbeddedSlice, None]:
-    """The parts of a request as slices without gaps, each as soon as all before it are there."""
+
+async def in_order(parts: AsyncGenerator[ResultPart, None], merger: Merger) -> AsyncGenerator[EmbeddedSlice, None]:
+    """Slices without gaps, each as soon as its inputs and all before them are done.
+
+    Args:
+        parts: of all jobs of a request: those of one job in order and without others between, the jobs in any order.
+        merger: makes inputs of them.
+
+    Raises:
+        EmbedstreamError: as `parts` and `merger` do.
+    """
+    with Held() as held:
+        async with aclosing(parts), aclosing(jobs_in_order(parts, held)) as ordered:
+            async for part in ordered:
+                before, big = merger.held_bytes, merger.held_bytes + part.vectors.nbytes > ON_LOOP_BYTES
+                piece = await asyncio.to_thread(merger.add, part) if big else merger.add(part)
+                held.change(merger.held_bytes - before)
+                if piece is not None:
+                    yield piece
+        last = merger.finish()
+        if last is not None:
+            yield last
+
+
+async def jobs_in_order(parts: AsyncGenerator[ResultPart, None], held: Held) -> AsyncGenerator[ResultPart, None]:
+    """The same parts, those of an earlier job first."""
     waiting: dict[int, list[ResultPart]] = {}
     job = 0
-    async with aclosing(parts):
-        async for part in parts:
-            waiting.setdefault(part.job, []).append(part)
-            while len(waiting.get(job, ())) and len(waiting[job]) == waiting[job][0].n_parts:
-                for whole in waiting.pop(job):
-                    yield slice_of(whole)
-                job += 1
-
-
-def slice_of(part: ResultPart) -> EmbeddedSlice:
-    """A part by itself."""
-    failures = {part.first_row + row: failure_of(part, row) for row in part.rows["status"].nonzero()[0].tolist()}
-    vectors, tokens = part.vectors, part.rows["tokens"]
-    if failures:
-        good = part.rows["status"] == Status.OK
-        whole = np.zeros((part.n_rows, part.vectors.shape[1]), part.vectors.dtype)
-        whole[good] = part.vectors
-        vectors, tokens = whole, np.where(good, tokens, 0).astype(np.uint32)
-    truncated = int(np.count_nonzero(part.rows["flags"] & ROW_TRUNCATED))
-    return EmbeddedSlice(part.first_row, vectors, tokens, truncated, part.timing, failures)
+    async for part in parts:
+        waiting.setdefault(part.job, []).append(part)
+        held.change(part.vectors.nbytes)
+        while job in waiting and len(waiting[job]) == waiting[job][0].n_parts:
+            for whole in waiting.pop(job):
+                held.change(-whole.vectors.nbytes)
+                yield whole
+            job += 1

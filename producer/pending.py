@@ -14,6 +14,8 @@ from embedstream.shared.jobs import Job
 from embedstream.shared.logs import get_logger
 from embedstream.shared.results import ResultPart, is_one_answer
 
+from .held import Held
+
 log = get_logger()
 
 
@@ -97,6 +99,8 @@ class PendingRequest:
         self._accepted = False
         self._left = len(jobs)
         self._parts: deque[ResultPart] = deque()
+        self.held = Held()
+        """What has come and waits for its reader."""
         self._error: EmbedstreamError | None = None
         self._news = asyncio.Event()
 
@@ -134,6 +138,7 @@ class PendingRequest:
         elif complete:
             self._left -= 1
             self._parts.extend(complete)
+            self.held.change(sum(part.vectors.nbytes for part in complete))
             self._news.set()
 
     def time_left_s(self) -> float:
@@ -162,7 +167,9 @@ class PendingRequest:
         loop = asyncio.get_running_loop()
         while True:
             while self._parts:
-                yield self._parts.popleft()
+                part = self._parts.popleft()
+                self.held.change(-part.vectors.nbytes)
+                yield part
             if self._error is not None:
                 raise self._error
             if self._left == 0:

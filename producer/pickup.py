@@ -1,7 +1,8 @@
 """Results kept under request ids: submitted by one process, picked up by any, as often as wanted while they last.
 
 The hash `Keys.result` holds the parts of all jobs. Beside them the submitter writes how many jobs there are, before any
-of them is queued: so an id that waits is told apart from one that nobody knows.
+of them is queued: so an id that waits is told apart from one that nobody knows; and how the rows make up the inputs,
+where an input is several.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from redis.exceptions import RedisError
 from embedstream.shared import results
 from embedstream.shared.connections import after_failure, is_transient, pause
 from embedstream.shared.errors import InvalidInput, ResultNotFound, ResultTimeout, Unavailable
-from embedstream.shared.keys import FIELD_JOBS, FIELD_WAS_CANCELLED, Keys
+from embedstream.shared.keys import FIELD_JOBS, FIELD_ROWS, FIELD_WAS_CANCELLED, Keys
 from embedstream.shared.results import ResultPart
 
 from .failures import raise_for_rows
 from .pending import JobParts
+from .rows import RowPlan
 from .unbroken import Unbroken
 
 READ_COUNT = 8
@@ -53,8 +55,8 @@ class KeptResults:
         self._keys = keys
         self._unbroken = unbroken
 
-    async def announce(self, request_id: bytes, n_jobs: int, ttl_s: int) -> bool:
-        """Write that a request of so many jobs is on its way.
+    async def announce(self, request_id: bytes, n_jobs: int, ttl_s: int, plan: RowPlan) -> bool:
+        """Write that a request of so many jobs is on its way, and how to make inputs of its rows.
 
         Returns:
             Whether the id is new; else it is submitted once more, which does no harm.
@@ -64,12 +66,15 @@ class KeptResults:
             Unavailable: Redis does not take it.
         """
         key = self._keys.result(request_id)
+        told = None if plan.is_plain else plan.encode()
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hsetnx(key, FIELD_JOBS, n_jobs)
+                if told is not None:
+                    pipe.hsetnx(key, FIELD_ROWS, told)
                 pipe.expire(key, ttl_s)
-                pipe.hmget(key, [FIELD_JOBS, FIELD_WAS_CANCELLED])
-                new, _, (known, cancelled) = await pipe.execute()
+                pipe.hmget(key, [FIELD_JOBS, FIELD_WAS_CANCELLED, FIELD_ROWS])
+                new, *_, (known, cancelled, rows) = await pipe.execute()
         except (RedisError, OSError) as error:
             raise await self._unavailable(error) from error
         if cancelled is not None:
@@ -77,6 +82,11 @@ class KeptResults:
         if int(known) != n_jobs:
             raise InvalidInput(
                 f"The id {request_id.hex()} stands for a request of {int(known)} jobs, and this one has {n_jobs}.",
+                param="request_id",
+            )
+        if rows != told:
+            raise InvalidInput(
+                f"The id {request_id.hex()} stands for a request whose inputs were cut into other pieces.",
                 param="request_id",
             )
         return bool(new)
@@ -107,8 +117,10 @@ class KeptResults:
         except (RedisError, OSError) as error:
             raise await self._unavailable(error) from error
 
-    async def wait(self, request_id: bytes, timeout_s: float, stopping: asyncio.Event) -> list[ResultPart]:
-        """All parts of a request's result, as soon as they are there.
+    async def wait(
+        self, request_id: bytes, timeout_s: float, stopping: asyncio.Event
+    ) -> tuple[list[ResultPart], RowPlan | None]:
+        """All parts of a request's result, as soon as they are there, and how to make inputs of them.
 
         Args:
             request_id: 16 bytes.
@@ -128,7 +140,7 @@ class KeptResults:
             trouble: Unavailable | None = None
             try:
                 if await self._unbroken.run(gathered.look()):
-                    return gathered.parts
+                    return gathered.parts, gathered.plan
             except (RedisError, OSError) as error:
                 trouble = await self._unavailable(error)
                 if not is_transient(error):
@@ -160,6 +172,8 @@ class _Gathered:
         self._jobs: dict[int, JobParts] = {}
         self._seen: set[bytes] = set()
         self.parts: list[ResultPart] = []
+        self.plan: RowPlan | None = None
+        """How its rows make up its inputs; None when each is one."""
 
     @property
     def missing(self) -> str:
@@ -175,14 +189,16 @@ class _Gathered:
         """
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.hlen(self._key)
-            pipe.hmget(self._key, [FIELD_JOBS, FIELD_WAS_CANCELLED])
-            n_fields, (n_jobs, cancelled) = await pipe.execute()
+            pipe.hmget(self._key, [FIELD_JOBS, FIELD_WAS_CANCELLED, FIELD_ROWS])
+            n_fields, (n_jobs, cancelled, rows) = await pipe.execute()
         if cancelled is not None:
             raise ResultNotFound(f"The request {self._request_id.hex()} was cancelled.")
         if not n_fields:
             raise ResultNotFound(_unknown(self._request_id))
         if n_jobs is not None:
             self._n_jobs = int(n_jobs)
+        if rows is not None and self.plan is None:
+            self.plan = RowPlan.decode(rows)
         if n_fields != self._n_fields:
             await self._read_new()
             self._n_fields = -1 if any(job.mixed for job in self._jobs.values()) else n_fields

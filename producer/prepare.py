@@ -10,18 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedstream.shared.errors import InputTooLong, InvalidInput, NotServed, Unavailable
-from embedstream.shared.jobs import MAX_BODY_BYTES, text_lengths
-from embedstream.shared.recipe import Pooling
+from embedstream.shared.jobs import MAX_BODY_BYTES, LongInputs, TruncationSide, text_lengths
+from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.tokenization import (
+    TextTokenizer,
     Tokens,
-    check_ids,
-    check_length,
-    check_not_empty,
-    check_text_length,
     cut,
+    lone_surrogate,
+    long_texts,
     resolve_truncation,
+    too_long,
+    unknown_ids,
+    without_tokens,
 )
 
+from .failures import Refusals
 from .fleet import ServedModel
 from .request import Inputs, Options, Prepared
 
@@ -33,6 +36,8 @@ ON_LOOP_IDS = 20_000
 
 MAX_TEXT_BYTES = MAX_BODY_BYTES - 4
 """Of a text that a consumer is to tokenise: it must fit one job."""
+MAX_CHUNKED_CHARS = 4 * 1024 * 1024
+"""Of a text that is embedded in pieces, however many: about a million tokens, and seconds to tokenise."""
 
 _MAX_ID = np.iinfo(np.int64).max
 _MAX_OPTION = 2**31  # what a job has room for, and more than any model offers
@@ -47,7 +52,8 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
         served: the model.
 
     Raises:
-        InvalidInput: something in it cannot be served; nothing has been queued.
+        InvalidInput: something in it cannot be served; nothing has been queued. With `partial` options only what is
+            about the request as a whole; the inputs that cannot be served are the result's failures.
         NotServed: the model does not make the kind of vectors asked for.
     """
     recipe = served.card.recipe
@@ -56,17 +62,25 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
             f"The model `{served.card.model}` is served with pooling `all`: one vector for each token. "
             "Use embed_tokens() of the producer library."
         )
+    refusals = Refusals(options.partial)
     if _are_texts(inputs):
-        tokens = await _tokenize(inputs, options, served)
+        tokens = await _tokenize(inputs, options, served, refusals)
         recipe.check_dimensions(options.vectors.dimensions, served.card.model)
-        check_not_empty(tokens.lengths)
+        refusals.take(without_tokens(tokens.lengths))
     else:
         rows = _rows(inputs)
         if sum(map(len, rows)) <= ON_LOOP_IDS:
-            tokens = _take_ids(rows, options, served)
+            tokens = _take_ids(rows, options, served, refusals)
         else:
-            tokens = await asyncio.to_thread(_take_ids, rows, options, served)
-    return Prepared(served.card, inputs, tokens, options)
+            tokens = await asyncio.to_thread(_take_ids, rows, options, served, refusals)
+    return Prepared(
+        served.card,
+        inputs,
+        tokens.without(refusals.failures),
+        options,
+        failures=refusals.failures,
+        piece_tokens=recipe.max_length if _is_chunked(options) else 0,
+    )
 
 
 async def prepare_texts(inputs: Inputs, options: Options, model: str) -> Prepared:
@@ -78,7 +92,8 @@ async def prepare_texts(inputs: Inputs, options: Options, model: str) -> Prepare
         model: first served name.
 
     Raises:
-        InvalidInput: something in it can be served by no model; nothing has been queued.
+        InvalidInput: something in it can be served by no model; nothing has been queued. With `partial` options as
+            `prepare` says.
         Unavailable: token ids, which only the model's card can tell to be right.
     """
     if not _are_texts(inputs):
@@ -88,27 +103,42 @@ async def prepare_texts(inputs: Inputs, options: Options, model: str) -> Prepare
         )
     _check_option(options.truncate_prompt_tokens, "truncate_prompt_tokens", other=-1)
     _check_option(options.vectors.dimensions, "dimensions")
-    lengths = await asyncio.to_thread(_text_bytes, inputs)
-    return Prepared(None, inputs, Tokens(np.empty(0, np.uint32), lengths), options, model)
+    refusals = Refusals(options.partial)
+    lengths = await asyncio.to_thread(_text_bytes, inputs, refusals)
+    tokens = Tokens(np.empty(0, np.uint32), lengths)
+    return Prepared(None, inputs, tokens, options, model, failures=refusals.failures)
 
 
-def _text_bytes(texts: Sequence[str]) -> NDArray[np.uint32]:
+def _is_chunked(options: Options) -> bool:
+    return options.truncate_prompt_tokens is None and options.long_inputs is LongInputs.CHUNK
+
+
+def _limit(options: Options, recipe: Recipe, n_special: int) -> int | None:
+    """Most tokens of an input, what is above being cut; None cuts nothing."""
+    asked = options.truncate_prompt_tokens
+    if asked is None and options.long_inputs is LongInputs.TRUNCATE:
+        asked = -1
+    return resolve_truncation(asked, recipe, n_special)
+
+
+def _text_bytes(texts: Sequence[str], refusals: Refusals) -> NDArray[np.uint32]:
     try:
         lengths = text_lengths(tuple(texts))
-    except UnicodeEncodeError as error:
-        index = next(index for index, text in enumerate(texts) if text == error.object)
-        raise InvalidInput(
-            f"The input at index {index} is not valid Unicode: a lone surrogate "
-            f"U+{ord(error.object[error.start]):04X} at character {error.start}.",
-            param="input",
-        ) from None
-    if lengths.max() > MAX_TEXT_BYTES:
-        index = int(np.argmax(lengths))
-        raise InputTooLong(
+    except UnicodeEncodeError:
+        lengths = np.zeros(len(texts), np.uint32)
+        for index, text in enumerate(texts):
+            try:
+                lengths[index] = len(text.encode())
+            except UnicodeEncodeError as error:
+                refusals.refuse(index, lone_surrogate(index, error))
+    for index in np.flatnonzero(lengths > MAX_TEXT_BYTES).tolist():
+        reason = InputTooLong(
             f"The input at index {index} has {int(lengths[index])} bytes of text; at most {MAX_TEXT_BYTES} are taken "
             "while no consumer of the model is up.",
             param="input",
         )
+        refusals.refuse(index, reason)
+        lengths[index] = 0
     return lengths
 
 
@@ -118,21 +148,52 @@ def _check_option(value: int | None, param: str, other: int | None = None) -> No
         raise InvalidInput(f"{param} must be {also}at least 1 and less than {_MAX_OPTION} (got {value}).", param=param)
 
 
-async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel) -> Tokens:
+async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel, refusals: Refusals) -> Tokens:
     recipe, tokenizer = served.card.recipe, served.tokenizer
-    n_special = tokenizer.n_special if options.add_special_tokens else 0
-    limit = resolve_truncation(options.truncate_prompt_tokens, recipe, n_special)
-    if limit is None:
-        check_text_length(texts, recipe.max_length, tokenizer.max_token_chars)
+    keeps_specials = options.add_special_tokens and options.truncation_side is TruncationSide.MODEL
+    limit = _limit(options, recipe, tokenizer.n_special if keeps_specials else 0)
+    if _is_chunked(options):
+        for index, text in enumerate(texts):
+            if len(text) > MAX_CHUNKED_CHARS:
+                refusals.refuse(index, _too_long_for_pieces(index, len(text)))
+    elif limit is None:
+        refusals.take(long_texts(texts, recipe.max_length, tokenizer.max_token_chars))
+    small = sum(map(len, texts)) + INPUT_CHARS * len(texts) <= ON_LOOP_CHARS
+    work = (tokenizer, texts, options, limit, refusals)
+    tokens = _encode(*work) if small else await asyncio.to_thread(_encode, *work)
+    if limit is None and not _is_chunked(options):
+        refusals.take(too_long(tokens.lengths, recipe.max_length))
+    return tokens
+
+
+def _encode(
+    tokenizer: TextTokenizer, texts: Sequence[str], options: Options, limit: int | None, refusals: Refusals
+) -> Tokens:
+    """Tokenise what is not refused; the others stand as empty texts, so that each keeps its place."""
 
     def encode() -> Tokens:
-        return tokenizer.encode(texts, add_special_tokens=options.add_special_tokens, truncate_to=limit)
+        refused = refusals.failures
+        return tokenizer.encode(
+            ["" if index in refused else text for index, text in enumerate(texts)] if refused else texts,
+            add_special_tokens=options.add_special_tokens,
+            truncate_to=limit,
+            side=options.truncation_side,
+        )
 
-    small = sum(map(len, texts)) + INPUT_CHARS * len(texts) <= ON_LOOP_CHARS
-    tokens = encode() if small else await asyncio.to_thread(encode)
-    if limit is None:
-        check_length(tokens.lengths, recipe.max_length)
-    return tokens
+    try:
+        return encode()
+    except InvalidInput:
+        if not options.partial:
+            raise
+        refusals.take(tokenizer.unreadable(texts))
+    return encode()
+
+
+def _too_long_for_pieces(index: int, chars: int) -> InputTooLong:
+    return InputTooLong(
+        f"The input at index {index} has {chars} characters; at most {MAX_CHUNKED_CHARS} are embedded in pieces.",
+        param="input",
+    )
 
 
 def _are_texts(inputs: Inputs) -> TypeGuard[Sequence[str]]:
@@ -154,19 +215,20 @@ def _rows(inputs: Inputs) -> Sequence[Sequence[int]]:
     return inputs  # type: ignore[return-value] # checked above
 
 
-def _take_ids(rows: Sequence[Sequence[int]], options: Options, served: ServedModel) -> Tokens:
+def _take_ids(rows: Sequence[Sequence[int]], options: Options, served: ServedModel, refusals: Refusals) -> Tokens:
     recipe = served.card.recipe
-    ids, lengths = _columns(rows)
-    limit = resolve_truncation(options.truncate_prompt_tokens, recipe, n_special=0)
-    if limit is None:
-        check_length(lengths, recipe.max_length)
+    ids, lengths = _columns(rows, refusals)
+    limit = _limit(options, recipe, n_special=0)
+    if limit is None and not _is_chunked(options):
+        refusals.take(too_long(lengths, recipe.max_length))
     recipe.check_dimensions(options.vectors.dimensions, served.card.model)
-    check_ids(ids, lengths, recipe.vocab_size)
-    return cut(ids, lengths, recipe.max_length if limit is None else limit, model_side=recipe.truncation_side)
+    refusals.take(without_tokens(lengths))
+    refusals.take(unknown_ids(ids, lengths, recipe.vocab_size))
+    longest = int(lengths.max(initial=1))
+    return cut(ids, lengths, limit or longest, options.truncation_side, recipe.truncation_side)
 
 
-def _columns(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    lengths = np.fromiter(map(len, rows), np.uint32, len(rows))
+def _columns(rows: Sequence[Sequence[int]], refusals: Refusals) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     columns = []
     for index, row in enumerate(rows):
         try:
@@ -175,10 +237,13 @@ def _columns(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[
             column = np.empty((0, 0))
         # Not by asking for integers: numpy would then take 1.7, "7" and True for ids.
         if column.ndim != 1 or column.dtype.kind not in "iu" or (len(column) and column.max() > _MAX_ID):
-            raise InvalidInput(
+            reason = InvalidInput(
                 f"The input at index {index} must be one flat sequence of token ids; something in it is nested, or not "
                 "an integer of at most 64 bits.",
                 param="input",
             )
+            refusals.refuse(index, reason)
+            column = np.empty(0, np.int64)
         columns.append(column)
+    lengths = np.fromiter(map(len, columns), np.uint32, len(columns))
     return np.concatenate(columns).astype(np.int64), lengths

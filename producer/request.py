@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedstream.shared.cards import ModelCard
+from embedstream.shared.chunks import piece_counts, piece_lengths
 from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_INPUTS, MAX_TOKENS, Job, LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions
@@ -17,6 +18,7 @@ from embedstream.shared.results import Timing
 from embedstream.shared.tokenization import Tokens
 
 from .failures import InputFailure
+from .rows import RowPlan
 
 Inputs = Sequence[str] | Sequence[Sequence[int] | NDArray[np.integer]]
 """Texts, or one sequence of token ids for each input."""
@@ -64,6 +66,7 @@ class Prepared:
         asked_for: the model, by the name it has without a card.
         arrived_s: when it came, on the event loop's clock: from then on its time runs. None: when it is sent.
         failures: inputs that were refused already, by their place; they have no tokens. Empty unless `partial`.
+        piece_tokens: longer inputs travel in pieces of so many tokens; 0 when each is one row.
     """
 
     card: ModelCard | None
@@ -73,6 +76,7 @@ class Prepared:
     asked_for: str = ""
     arrived_s: float | None = None
     failures: Mapping[int, InputFailure] = field(default_factory=dict)
+    piece_tokens: int = 0
 
     @property
     def model(self) -> str:
@@ -100,6 +104,18 @@ class Prepared:
         if self.card is not None:
             return self.n_tokens
         return -(-int(self.tokens.lengths.sum(dtype=np.int64)) // BYTES_A_TOKEN)
+
+    @property
+    def plan(self) -> RowPlan:
+        """How its inputs stand as rows on the queue."""
+        vectors = self.options.vectors
+        if self.card is None:
+            counts = np.ones(self.n_inputs, np.uint32)
+            counts[list(self.failures)] = 0
+            return RowPlan(counts, vectors)  # its consumer cuts, and joins again
+        lengths, default = self.tokens.lengths, self.card.recipe.normalize
+        counts = piece_counts(lengths, self.piece_tokens) if self.piece_tokens else (lengths > 0).astype(np.uint32)
+        return RowPlan(counts, vectors, default if vectors.normalize is None else vectors.normalize)
 
     @property
     def is_text(self) -> bool:
@@ -149,7 +165,7 @@ class Embeddings:
 
 
 def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int = 0) -> list[Job]:
-    """Slices of at most 64 inputs, 16 k tokens and 256 KiB; a longer input is a job alone.
+    """Slices of at most 64 rows, 16 k tokens and 256 KiB; a longer row is a job alone. Jobs count rows, not inputs.
 
     Args:
         prepared: the request.
@@ -160,6 +176,8 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
     if prepared.card is None:
         return _cut_texts(prepared, request_id, ttl_ms, result_ttl_s)
     lengths = prepared.tokens.lengths
+    lengths = piece_lengths(lengths, prepared.piece_tokens) if prepared.piece_tokens else lengths[lengths > 0]
+    options = prepared.plan.travelling
     width = np.uint16 if prepared.card.recipe.vocab_size <= _MAX_U16 else np.uint32
     ids: NDArray[Any] = prepared.tokens.ids.astype(width, copy=False)
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -177,7 +195,7 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
             ids=ids[int(ends[first]) - int(lengths[first]) : int(ends[end - 1])],
             fingerprint=fingerprint,
             lane=prepared.options.lane,
-            options=prepared.options.vectors,
+            options=options,
             result_ttl_s=result_ttl_s,
         )
         for index, (first, end) in enumerate(slices)
@@ -185,7 +203,9 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
 
 
 def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int) -> list[Job]:
-    options, lengths = prepared.options, prepared.tokens.lengths
+    options = prepared.options
+    some = np.flatnonzero(prepared.plan.counts)
+    lengths, texts = prepared.tokens.lengths[some], [str(prepared.inputs[index]) for index in some.tolist()]
     slices = list(_slices(np.cumsum(lengths, dtype=np.int64), MAX_BODY_BYTES - 4 * MAX_INPUTS))
     cut_to = options.truncate_prompt_tokens
     return [
@@ -196,12 +216,13 @@ def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s:
             first_input=first,
             ttl_ms=ttl_ms,
             lengths=lengths[first:end],
-            texts=tuple(str(text) for text in prepared.inputs[first:end]),
+            texts=tuple(texts[first:end]),
             lane=options.lane,
             options=options.vectors,
             result_ttl_s=result_ttl_s,
-            long_inputs=LongInputs.ERROR if cut_to is None else LongInputs.TRUNCATE,
+            long_inputs=options.long_inputs if cut_to is None else LongInputs.TRUNCATE,
             truncate_to=max(0, cut_to or 0),
+            truncation_side=options.truncation_side,
             add_special_tokens=options.add_special_tokens,
         )
         for index, (first, end) in enumerate(slices)
@@ -209,7 +230,7 @@ def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s:
 
 
 def _slices(ends: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
-    """Ranges of inputs that fit one job each, from the running total of their tokens, or of their bytes."""
+    """Ranges of rows that fit one job each, from the running total of their tokens, or of their bytes."""
     first = 0
     while first < len(ends):
         before = int(ends[first - 1]) if first else 0

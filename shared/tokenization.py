@@ -6,7 +6,7 @@ Truncation is a slice of the finished ids, so the tokenizer itself is never chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -30,15 +30,29 @@ class Tokens:
     Args:
         ids: (total,) uint32.
         lengths: (inputs,) uint32; they add up to `total`.
-        truncated: number of inputs that lost tokens.
+        cut: (inputs,) which inputs lost tokens; None for none.
     """
 
     ids: NDArray[np.uint32]
     lengths: NDArray[np.uint32]
-    truncated: int = 0
+    cut: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def truncated(self) -> int:
+        """Number of inputs that lost tokens."""
+        return 0 if self.cut is None else int(np.count_nonzero(self.cut))
+
+    def without(self, inputs: Collection[int]) -> Tokens:
+        """The same inputs, those at some places left without tokens."""
+        if not inputs:
+            return self
+        keep = np.ones(len(self.lengths), np.bool_)
+        keep[list(inputs)] = False
+        lost = None if self.cut is None else self.cut & keep
+        return Tokens(self.ids[np.repeat(keep, self.lengths)], np.where(keep, self.lengths, 0).astype(np.uint32), lost)
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -141,16 +155,18 @@ class TextTokenizer:
                 encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
                 rows = [encoding.ids for encoding in encodings]
         except Exception as error:  # the library's own errors are bare ones
-            raise self._unreadable(texts, error) from error
-        truncated = 0
-        if truncate_to is not None:
-            for index, row in enumerate(rows):
-                if len(row) > truncate_to:
-                    rows[index] = self._cut_row(row, truncate_to, add_special_tokens, side)
-                    truncated += 1
+            for _, reason in self.unreadable(texts):
+                raise reason from error
+            raise InvalidInput(f"The input cannot be tokenised: {error}.", param="input") from error
+        lost = None
         lengths = np.fromiter(map(len, rows), np.uint32, len(rows))
+        if truncate_to is not None and (lengths > truncate_to).any():
+            lost = lengths > truncate_to
+            for index in np.flatnonzero(lost).tolist():
+                rows[index] = self._cut_row(rows[index], truncate_to, add_special_tokens, side)
+            lengths[lost] = truncate_to
         ids = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum(dtype=np.int64)))
-        return Tokens(ids, lengths, truncated)
+        return Tokens(ids, lengths, lost)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token ids, as the tokenizer's decoder joins them.
@@ -201,23 +217,19 @@ class TextTokenizer:
                 return mask.index(0), mask[::-1].index(0)
         return self._tokenizer.num_special_tokens_to_add(False), 0  # no text has a token of its own
 
-    def _unreadable(self, texts: Sequence[str], error: Exception) -> InvalidInput:
-        """Which text the library refused, and why."""
+    def unreadable(self, texts: Sequence[str]) -> Iterator[tuple[int, InvalidInput]]:
+        """Which texts the library refuses, and why; each is tried by itself."""
         for index, text in enumerate(texts):
             if not isinstance(text, str):
-                return InvalidInput(f"The input at index {index} is not a text.", param="input")
+                yield index, InvalidInput(f"The input at index {index} is not a text.", param="input")
+                continue
             try:
                 text.encode()
                 self._tokenizer.encode(text)
             except UnicodeEncodeError as surrogate:
-                return InvalidInput(
-                    f"The input at index {index} is not valid Unicode: a lone surrogate "
-                    f"U+{ord(text[surrogate.start]):04X} at character {surrogate.start}.",
-                    param="input",
-                )
+                yield index, lone_surrogate(index, surrogate)
             except Exception as reason:  # noqa: BLE001 (bare, as above)
-                return InvalidInput(f"The input at index {index} cannot be tokenised: {reason}.", param="input")
-        return InvalidInput(f"The input cannot be tokenised: {error}.", param="input")
+                yield index, InvalidInput(f"The input at index {index} cannot be tokenised: {reason}.", param="input")
 
 
 def cut(
@@ -237,13 +249,13 @@ def cut(
         model_side: RIGHT or LEFT, from the recipe.
     """
     kept = np.minimum(lengths, limit).astype(np.uint32)
-    truncated = int(np.count_nonzero(lengths > limit))
-    if not truncated:
+    lost = lengths > limit
+    if not lost.any():
         return Tokens(ids.astype(np.uint32, copy=False), kept)
     bounds, targets = offsets(lengths), offsets(kept)
     starts = bounds[1:] - kept if _loses_left(side, model_side) else bounds[:-1]
     sources = np.arange(targets[-1]) + np.repeat(starts - targets[:-1], kept)
-    return Tokens(ids[sources].astype(np.uint32), kept, truncated)
+    return Tokens(ids[sources].astype(np.uint32), kept, lost)
 
 
 def resolve_truncation(truncate_prompt_tokens: int | None, recipe: Recipe, n_special: int) -> int | None:
@@ -273,88 +285,90 @@ def resolve_truncation(truncate_prompt_tokens: int | None, recipe: Recipe, n_spe
     return limit
 
 
-def check_length(lengths: NDArray[np.integer], max_length: int) -> None:
-    """Refuse inputs the model cannot read whole.
+def too_long(lengths: NDArray[np.integer], max_length: int) -> Iterator[tuple[int, InputTooLong]]:
+    """The inputs the model cannot read whole, each with what to tell: words clients of vLLM know, then what to do.
 
     Args:
         lengths: (inputs,) tokens of each input of the request.
         max_length: the recipe's.
-
-    Raises:
-        InputTooLong: in the words clients of vLLM know, then which input it is and what to do.
     """
-    too_long = lengths > max_length
-    if not too_long.any():
-        return
-    index = int(np.argmax(too_long))
-    raise InputTooLong(
-        f"This model's maximum context length is {max_length} tokens. However, your prompt contains at least "
-        f"{max_length + 1} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
-        f"length of the input prompt. (parameter=input_tokens, value={max_length + 1}) "
-        f"The input at index {index} has {int(lengths[index])} tokens; "
-        'send "truncate_prompt_tokens": -1 to have long inputs cut.',
-        param="input_tokens",
-    )
+    for index in np.flatnonzero(lengths > max_length).tolist():
+        yield (
+            index,
+            InputTooLong(
+                f"This model's maximum context length is {max_length} tokens. However, your prompt contains at least "
+                f"{max_length + 1} input tokens, which exceeds this limit even without any output tokens. Please "
+                f"reduce the length of the input prompt. (parameter=input_tokens, value={max_length + 1}) "
+                f"The input at index {index} has {int(lengths[index])} tokens; "
+                'send "truncate_prompt_tokens": -1 to have long inputs cut.',
+                param="input_tokens",
+            ),
+        )
 
 
-def check_text_length(texts: Sequence[str], max_length: int, max_token_chars: int) -> None:
-    """Refuse, before they cost any tokenising, texts that no usual tokenisation brings below the limit.
+def long_texts(texts: Sequence[str], max_length: int, max_token_chars: int) -> Iterator[tuple[int, InputTooLong]]:
+    """The texts that no usual tokenisation brings below the limit: they need not cost any tokenising.
 
     Args:
         texts: the inputs of the request; only for those that are not to be cut.
         max_length: the recipe's.
         max_token_chars: the tokenizer's.
-
-    Raises:
-        InputTooLong: naming the input and what to do.
     """
     most = max_length * max_token_chars
     for index, text in enumerate(texts):
         if len(text) > most:
-            raise InputTooLong(
-                f"This model's maximum context length is {max_length} tokens. However, your prompt contains "
-                f"{len(text)} characters (more than {most} characters, which is the upper bound for {max_length} "
-                "input tokens). Please reduce the length of the input prompt. "
-                f"(parameter=input_text, value={len(text)}) The input at index {index} is meant; "
-                'send "truncate_prompt_tokens": -1 to have long inputs cut.',
-                param="input_text",
+            yield (
+                index,
+                InputTooLong(
+                    f"This model's maximum context length is {max_length} tokens. However, your prompt contains "
+                    f"{len(text)} characters (more than {most} characters, which is the upper bound for {max_length} "
+                    "input tokens). Please reduce the length of the input prompt. "
+                    f"(parameter=input_text, value={len(text)}) The input at index {index} is meant; "
+                    'send "truncate_prompt_tokens": -1 to have long inputs cut.',
+                    param="input_text",
+                ),
             )
 
 
-def check_not_empty(lengths: NDArray[np.integer]) -> None:
-    """Refuse inputs without tokens: there is nothing to make a vector of.
-
-    Raises:
-        InvalidInput: naming the first.
-    """
-    if len(lengths) and not lengths.all():
-        index = int(np.argmin(lengths != 0))
-        raise InvalidInput(
-            f"The decoder prompt cannot be empty: the input at index {index} has no tokens.", param="input"
+def without_tokens(lengths: NDArray[np.integer]) -> Iterator[tuple[int, InvalidInput]]:
+    """The inputs without tokens, each with what to tell: there is nothing to make a vector of."""
+    for index in np.flatnonzero(lengths == 0).tolist():
+        yield (
+            index,
+            InvalidInput(
+                f"The decoder prompt cannot be empty: the input at index {index} has no tokens.", param="input"
+            ),
         )
 
 
-def check_ids(ids: NDArray[np.integer], lengths: NDArray[np.integer], vocab_size: int) -> None:
-    """Refuse token ids the model has no embedding for, and inputs without tokens.
+def unknown_ids(
+    ids: NDArray[np.integer], lengths: NDArray[np.integer], vocab_size: int
+) -> Iterator[tuple[int, UnknownTokenId]]:
+    """The inputs with a token id the model has no embedding for, each with its first one.
 
     Args:
         ids: (total,) any integer type, as the caller sent them.
         lengths: (inputs,) adding up to `total`.
         vocab_size: the recipe's.
-
-    Raises:
-        UnknownTokenId: naming the first bad id and the legal range.
-        InvalidInput: an input is empty.
     """
-    check_not_empty(lengths)
-    bad = (ids < 0) | (ids >= vocab_size)
-    if not bad.any():
-        return
-    place = int(np.argmax(bad))
-    index = int(np.searchsorted(offsets(lengths), place, side="right")) - 1
-    raise UnknownTokenId(
-        f"Token id {int(ids[place])} is out of vocabulary: this model's token ids are 0 to {vocab_size - 1} "
-        f"(input at index {index}).",
+    places = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+    owners = np.searchsorted(offsets(lengths), places, side="right") - 1
+    for index, first in zip(*np.unique(owners, return_index=True), strict=True):
+        yield (
+            int(index),
+            UnknownTokenId(
+                f"Token id {int(ids[places[first]])} is out of vocabulary: this model's token ids are 0 to "
+                f"{vocab_size - 1} (input at index {index}).",
+                param="input",
+            ),
+        )
+
+
+def lone_surrogate(index: int, error: UnicodeEncodeError) -> InvalidInput:
+    """What to tell of a text that has no UTF-8."""
+    return InvalidInput(
+        f"The input at index {index} is not valid Unicode: a lone surrogate "
+        f"U+{ord(error.object[error.start]):04X} at character {error.start}.",
         param="input",
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from embedstream.producer.assemble import assemble
+from embedstream.producer.assemble import assemble_parts
 from embedstream.producer.pending import PendingRequest
 from embedstream.shared.errors import StaleCard
 from embedstream.shared.jobs import Job
@@ -40,7 +40,7 @@ def duplicates() -> float:
 
 
 async def collected(request: PendingRequest) -> Any:
-    return assemble([part async for part in request.parts()]).vectors
+    return assemble_parts([part async for part in request.parts()], None).vectors
 
 
 @pytest.mark.parametrize("sizes", [(230, 300), (300, 230), (230, 230)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,23 +11,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from embedstream.shared.errors import InputTooLong, InvalidInput, ModelLoadError
+from embedstream.shared.errors import InvalidInput, ModelLoadError
 from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.models import locate
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.tokenization import (
     TextTokenizer,
     Tokens,
-    check_ids,
-    check_length,
-    check_not_empty,
-    check_text_length,
     cut,
     finished,
+    long_texts,
     resolve_truncation,
+    too_long,
+    unknown_ids,
+    without_tokens,
 )
 
 MODEL, RIGHT, LEFT = TruncationSide.MODEL, TruncationSide.RIGHT, TruncationSide.LEFT
@@ -234,26 +234,27 @@ def test_cut_is_a_slice_of_each_input(
 
 
 def test_too_long_in_the_words_of_vllm() -> None:
-    check_length(np.array([256, 1], np.uint32), 256)
-    with pytest.raises(InputTooLong) as caught:
-        check_length(np.array([256, 300, 400], np.uint32), 256)
-    assert str(caught.value).startswith(
+    assert list(too_long(np.array([256, 1], np.uint32), 256)) == []
+    (index, error), (other, _) = too_long(np.array([256, 300, 400], np.uint32), 256)
+    assert (index, other) == (1, 2)
+    assert str(error).startswith(
         "This model's maximum context length is 256 tokens. However, your prompt contains at least 257 input tokens, "
         "which exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
         "(parameter=input_tokens, value=257)"
     )
-    assert "index 1 has 300 tokens" in str(caught.value)
-    assert '"truncate_prompt_tokens": -1' in str(caught.value)
-    assert caught.value.param == "input_tokens"
+    assert "index 1 has 300 tokens" in str(error)
+    assert '"truncate_prompt_tokens": -1' in str(error)
+    assert error.param == "input_tokens"
 
 
 def test_texts_too_long_to_be_tokenised() -> None:
-    check_text_length(["x" * 180, ""], 10, 18)
-    with pytest.raises(InputTooLong, match=r"^This model's maximum context length is 10 tokens\.") as caught:
-        check_text_length(["", "x" * 181], 10, 18)
-    assert "181 characters (more than 180" in str(caught.value)
-    assert "index 1" in str(caught.value)
-    assert caught.value.param == "input_text"
+    assert list(long_texts(["x" * 180, ""], 10, 18)) == []
+    ((index, error),) = long_texts(["", "x" * 181], 10, 18)
+    assert index == 1
+    assert str(error).startswith("This model's maximum context length is 10 tokens.")
+    assert "181 characters (more than 180" in str(error)
+    assert "index 1" in str(error)
+    assert error.param == "input_text"
 
 
 @pytest.mark.parametrize(
@@ -283,8 +284,8 @@ def test_illegal_truncations(asked: int, n_special: int, message: str) -> None:
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint16, np.uint32])
 def test_ids_within_the_vocabulary(kind: type[np.integer]) -> None:
-    check_ids(np.array([0, 99, 5], kind), np.array([2, 1], kind), 100)
-    check_ids(np.array([], kind), np.array([], kind), 100)
+    assert list(unknown_ids(np.array([0, 99, 5], kind), np.array([2, 1], kind), 100)) == []
+    assert list(unknown_ids(np.array([], kind), np.array([], kind), 100)) == []
 
 
 @pytest.mark.parametrize(
@@ -296,17 +297,28 @@ def test_ids_within_the_vocabulary(kind: type[np.integer]) -> None:
     ],
 )
 def test_ids_out_of_the_vocabulary(ids: list[int], message: str) -> None:
-    with pytest.raises(InvalidInput, match=message) as caught:
-        check_ids(np.array(ids), np.array([2, 1]), 100)
-    assert caught.value.param == "input"
+    _, error = next(unknown_ids(np.array(ids), np.array([2, 1]), 100))
+    assert re.search(message, str(error))
+    assert error.param == "input"
 
 
-@pytest.mark.parametrize(("lengths", "index"), [([0], 0), ([2, 0, 1, 0], 1)])
-def test_inputs_without_tokens(lengths: list[int], index: int) -> None:
-    column: NDArray[np.int64] = np.array(lengths)
-    for check in (check_not_empty, lambda lengths: check_ids(np.zeros(lengths.sum(), np.int64), lengths, 9)):
-        with pytest.raises(InvalidInput, match=f"^The decoder prompt cannot be empty.* index {index} "):
-            check(column)
+def test_every_input_with_an_unknown_id_is_named_once() -> None:
+    found = unknown_ids(np.array([100, 101, 5, 102]), np.array([2, 0, 1, 0, 1]), 100)
+    assert [(index, str(error).split()[2]) for index, error in found] == [(0, "100"), (4, "102")]
+
+
+def test_inputs_without_tokens() -> None:
+    found = dict(without_tokens(np.array([2, 0, 1, 0])))
+    assert list(found) == [1, 3]
+    for index, error in found.items():
+        assert str(error).startswith(f"The decoder prompt cannot be empty: the input at index {index} ")
+
+
+def test_inputs_can_be_left_without_tokens() -> None:
+    tokens = Tokens(np.arange(6, dtype=np.uint32), np.array([2, 3, 1], np.uint32), np.array([True, True, False]))
+    assert tokens.without(()) is tokens
+    some = tokens.without({1})
+    assert (some.ids.tolist(), some.lengths.tolist(), some.truncated) == ([0, 1, 5], [2, 0, 1], 1)
 
 
 def test_ids_back_to_text() -> None:

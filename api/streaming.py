@@ -27,6 +27,47 @@ _PIECE_BYTES = 64 * 1024
 """Most bytes given to the connection at once: about as much as it takes in before it holds the sender back."""
 
 
+class _Body:
+    """The sending side of one answer, whose head has been sent.
+
+    Its last bytes wait until all is done that there is to do: a client that has them may leave at once, and that would
+    look as if it had hung up.
+    """
+
+    def __init__(self, send: Send, n_bytes: int) -> None:
+        self._send = send
+        self._n_left = n_bytes
+        self._last = b""
+
+    @classmethod
+    async def begun(cls, send: Send, headers: list[tuple[bytes, bytes]], n_bytes: int) -> _Body:
+        """Send the head of an answer of so many bytes."""
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        return cls(send, n_bytes)
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece: wait until the connection has room, and even if it has, give others their turn."""
+        self._n_left -= len(data)
+        if self._n_left == 0:
+            self._last += data
+            return
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await asyncio.sleep(0)
+
+    async def write_slice(self, piece: EmbeddedSlice, layout: Layout) -> None:
+        """Send the vectors of a slice.
+
+        Raises:
+            JobFailed: one of them cannot be used.
+        """
+        for block in _packed(piece, layout):
+            await self.write(block)
+
+    async def end(self) -> None:
+        """Send the last bytes. Nothing may be awaited after it."""
+        await self._send({"type": "http.response.body", "body": self._last, "more_body": False})
+
+
 class PiecedResponse(Response):
     """An answer that is made already, sent in pieces; its length is told before.
 
@@ -52,16 +93,17 @@ class PiecedResponse(Response):
         """
         del scope
         if self._n_bytes <= _PIECE_BYTES:  # the connection takes that at once: nothing to wait for
-            await _start(send, self.raw_headers)
-            await _end(send, b"".join(self._pieces))
+            body = await _Body.begun(send, self.raw_headers, self._n_bytes)
+            await body.write(b"".join(self._pieces))
+            await body.end()
         else:
             await unless_hung_up(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        await _start(send, self.raw_headers)
+        body = await _Body.begun(send, self.raw_headers, self._n_bytes)
         for piece in _of_size(self._pieces):
-            await _write(send, piece)
-        await _end(send)
+            await body.write(piece)
+        await body.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,16 +188,16 @@ class VectorStream(Response):
                 begun += [piece async for piece in slices]
                 promise = promise.of_all(begun)
             first = list(_packed(begun[0], promise.layout))  # before the head: it may hold what is no vector
-            await _start(send, self._raw_head(begun, promise))
+            body = await _Body.begun(send, self._raw_head(begun, promise), promise.layout.n_bytes)
             for block in first:
-                await _write(send, block)
+                await body.write(block)
             for piece in begun[1:]:
-                await _write_slice(send, piece, promise.layout)
+                await body.write_slice(piece, promise.layout)
             async for piece in slices:
                 if not promise.keeps(piece):
                     raise StaleCard("The model was replaced while its vectors were on their way.")
-                await _write_slice(send, piece, promise.layout)
-        await _end(send)
+                await body.write_slice(piece, promise.layout)
+        await body.end()
 
     def _raw_head(self, begun: Sequence[EmbeddedSlice], promise: Promise) -> list[tuple[bytes, bytes]]:
         whole = sum(len(piece.tokens) for piece in begun) == promise.layout.n_inputs
@@ -194,23 +236,3 @@ def _of_size(pieces: Iterable[bytes]) -> Iterator[bytes]:
             del waiting[:_PIECE_BYTES]
     if waiting:
         yield bytes(waiting)
-
-
-async def _start(send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-
-
-async def _write(send: Send, data: bytes) -> None:
-    """Send a piece: wait until the connection has room, and even if it has, give others their turn."""
-    await send({"type": "http.response.body", "body": data, "more_body": True})
-    await asyncio.sleep(0)
-
-
-async def _write_slice(send: Send, piece: EmbeddedSlice, layout: Layout) -> None:
-    for block in _packed(piece, layout):
-        await _write(send, block)
-
-
-async def _end(send: Send, data: bytes = b"") -> None:
-    """End the answer. Nothing may be awaited after it: that the answer is over looks like a hang-up."""
-    await send({"type": "http.response.body", "body": data, "more_body": False})

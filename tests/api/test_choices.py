@@ -140,3 +140,30 @@ async def test_among_bytes_there_is_no_room_for_errors(
     assert (error["code"], error["param"]) == (400, "x-on-error")
     assert f"encoding_format `{form}`" in error["message"]
     assert producer.tokenised == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "bad", "type_", "param"),
+    [
+        (["a", "a " * 20, "b"], 1, "BadRequestError", "input_tokens"),
+        ([[3], [4], [99]], 2, "BadRequestError", "input"),
+        ([[], [4], [5]], 0, "BadRequestError", "input"),
+    ],
+)
+async def test_with_partial_what_is_refused_before_the_queue_fails_alone_too(
+    client: httpx2.AsyncClient, producer: StubProducer, inputs: Any, bad: int, type_: str, param: str
+) -> None:
+    whole = (await client.post(URL, json={"input": inputs})).json()["error"]
+    response = await client.post(URL, json={"input": inputs}, headers={"x-on-error": "partial"})
+    assert response.status_code == 200
+    items = response.json()["data"]
+    assert [item["object"] for item in items] == ["error" if index == bad else "embedding" for index in range(3)]
+    error = items[bad]["error"]
+    assert (error["type"], error["param"], error["code"]) == (type_, param, 400)
+    assert whole["message"].startswith(error["message"])
+
+
+@pytest.mark.parametrize("body", [{"input": "a", "dimensions": 3}, {"input": []}, {"input": "a", "model": "other"}])
+async def test_partial_does_not_mend_the_request_itself(client: httpx2.AsyncClient, body: dict[str, Any]) -> None:
+    response = await client.post(URL, json=body, headers={"x-on-error": "partial"})
+    assert response.status_code in (400, 404)

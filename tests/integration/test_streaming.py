@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPException
@@ -73,17 +73,24 @@ class Site:
 
     Args:
         port: on 127.0.0.1.
-        consumer: what computes.
         producer: what the server sends through.
+        start: starts a stub consumer.
     """
 
     port: int
-    consumer: SlowConsumer
     producer: Producer
+    start: Callable[[], Awaitable[StubConsumer]]
+
+    async def begin(self) -> None:
+        """Have a consumer."""
+        self.consumer = SlowConsumer(await self.start())
+
+    def path(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1/embeddings"
+        return self.path("/v1/embeddings")
 
     async def nothing_under_way(self) -> None:
         async with asyncio.timeout(PATIENCE_S):
@@ -114,16 +121,19 @@ def site(redis_url: str, prefix: str, wordpiece_json: str) -> Open:
         )
         server = uvicorn.Server(config)
         async with stub_consumers(redis_url, Keys(prefix, "m")) as start:
-            consumer = SlowConsumer(await start(card))
+            here = Site(listener.getsockname()[1], producer, lambda: start(card))
+            if "scale_from_zero_s" not in limits:
+                await here.begin()
             serving = asyncio.create_task(server._serve([listener]))  # `serve` would take the test's signals
             try:
                 async with asyncio.timeout(PATIENCE_S), httpx2.AsyncClient() as probe:
                     while not server.started:
                         await asyncio.sleep(0.01)
-                    port = listener.getsockname()[1]
-                    while (await probe.get(f"http://127.0.0.1:{port}/health")).status_code != 200:
+                    while (
+                        "scale_from_zero_s" not in limits and (await probe.get(here.path("/health"))).status_code != 200
+                    ):
                         await asyncio.sleep(0.05)
-                yield Site(port, consumer, producer)
+                yield here
             finally:
                 server.should_exit = True
                 await serving
@@ -328,3 +338,29 @@ async def test_what_fails_at_once_has_a_status(site: Open) -> None:
         assert response.status_code == 500
         assert response.json()["error"]["message"] == "It cannot be embedded."
         await here.nothing_under_way()
+
+
+@pytest.mark.parametrize("form", ["bytes", "bytes_only"])
+async def test_a_model_that_nobody_has_told_of_yet_tells_by_its_vectors(site: Open, form: str) -> None:
+    texts = ["the queue", *("abc" * (1 + index % 3) for index in range(99))]
+    body = {"input": texts, "encoding_format": form}
+    async with (
+        site(scale_from_zero_s=PATIENCE_S, served_model_name=("m",)) as here,
+        httpx2.AsyncClient(timeout=PATIENCE_S) as client,
+    ):
+        asking = asyncio.create_task(client.post(here.url, json=body))
+        async with asyncio.timeout(PATIENCE_S):
+            while not list(here.producer._sessions.requests()):
+                await asyncio.sleep(0.01)
+        await here.begin()
+        response = await asking
+        assert response.status_code == 200, response.text
+        assert int(response.headers["content-length"]) == len(response.content) == 100 * DIM * 4
+        async with asyncio.timeout(PATIENCE_S):
+            while (await client.get(here.path("/health"))).status_code != 200:
+                await asyncio.sleep(0.05)
+        again = await client.post(here.url, json=body)  # tokenised here, by the card
+    assert again.content == response.content
+    if form == "bytes":
+        first, second = (json.loads(each.headers["metadata"]) for each in (response, again))
+        assert (first["data"], first["usage"]) == (second["data"], second["usage"])

@@ -132,12 +132,11 @@ class Inflated:
         return await self._receive()
 
     async def _piece(self) -> bytes:
-        most = self._limit - self._size + 1
         if self._stream.fed_bytes <= _SMALL_BYTES:
-            piece = self._stream.inflate(min(most, _SMALL_PIECE_BYTES))
+            piece = self._stream.inflate(_SMALL_PIECE_BYTES)
             await asyncio.sleep(0)  # others' turn: a few bytes may become millions
         else:
-            piece = await asyncio.to_thread(self._stream.inflate, min(most, _PIECE_BYTES))
+            piece = await asyncio.to_thread(self._stream.inflate, _PIECE_BYTES)
         self._size += len(piece)
         if self._size > self._limit:
             raise PayloadTooLargeError(
@@ -182,7 +181,7 @@ class _Deflate:
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         out = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-        # A full piece may have more behind it although all input was taken.
+        # A full piece may have more behind it although all input was taken: the rest of a repetition.
         self.needs_input = not self._inner.unconsumed_tail and len(out) < max_length
         return out
 

@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import httpx2
 import pytest
@@ -213,6 +214,36 @@ async def test_members_one_behind_the_other_are_one_body(coding: str, piece: int
     compress = CODINGS[coding]
     data = compress(b"first, ") + compress(b"") * 200 + compress(b"last")
     assert await inflated(data, coding, piece=piece) == b"first, last"
+
+
+async def test_empty_members_take_few_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body has room for millions of them."""
+    hops, hop = 0, asyncio.to_thread
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal hops
+        hops += 1
+        return await hop(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", counted)
+    assert await inflated(gzip.compress(b"") * 20_000 + gzip.compress(b"last"), "gzip") == b"last"
+    assert 0 < hops < 500
+
+
+async def test_two_deflate_streams_are_no_body() -> None:
+    with pytest.raises(SchemaError, match="What follows the end of the deflate stream"):
+        await inflated(zlib.compress(b"a") + zlib.compress(b"b"), "deflate")
+
+
+async def test_all_that_can_come_out_does_before_more_is_awaited() -> None:
+    size = 64 * 1024 + 100  # a full piece, and the rest of a repetition that needs no more input
+    data = gzip.compress(bytes(size))
+    body, seen = Inflated(received(data, piece=len(data) - 8), "gzip", MIB), 0
+    while (message := await body.receive())["more_body"]:
+        seen += len(message["body"])
+        if seen == size:
+            assert not body._last_came
+    assert seen == size
 
 
 @EVERY

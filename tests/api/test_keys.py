@@ -244,10 +244,19 @@ async def test_a_changed_file_counts_and_a_removed_key_is_refused_from_then_on(
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("broken", ["[keys.hush", "", None])
-async def test_a_broken_file_changes_nothing_and_is_told_once(tmp_path: Path, broken: str | None) -> None:
+async def test_a_broken_file_changes_nothing_and_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
+) -> None:
     path = write(tmp_path / "keys.toml", FILE)
-    ring = KeyRing((), path)
-    before, good = reloads("failed"), reloads("ok")
+    ring, looks = KeyRing((), path), 0
+    look, before, good = ring._look, reloads("failed"), reloads("ok")
+
+    def counted(path: Path) -> None:
+        nonlocal looks
+        look(path)
+        looks += 1
+
+    monkeypatch.setattr(ring, "_look", counted)
     with structlog.testing.capture_logs() as logs:
         async with ring.watched():
             if broken is None:
@@ -255,6 +264,8 @@ async def test_a_broken_file_changes_nothing_and_is_told_once(tmp_path: Path, br
             else:
                 path.write_text(broken)
             await until(lambda: reloads("failed") > before)
+            seen = looks
+            await until(lambda: looks > seen + 2)
             assert ring.caller_of(b"key-of-a") is not None
             write(path, '[keys.d]\nkey = "key-of-d"\n')
             await until(lambda: reloads("ok") > good)

@@ -111,8 +111,9 @@ async def test_it_grows_with_time_up_to_its_burst(quota: Quota, redis: Redis, ca
 async def test_a_clock_that_was_set_back_gives_nothing(quota: Quota, redis: Redis, caller: Caller) -> None:
     await quota.charge(asked(caller), 100)
     await let_pass(redis, caller, -1000)
-    with pytest.raises(RateLimited):
+    with pytest.raises(RateLimited) as caught:
         await quota.charge(asked(caller), 1)
+    assert caught.value.retry_after_s == 1  # and takes nothing
 
 
 async def test_a_request_above_the_burst_passes_when_the_bucket_is_full(

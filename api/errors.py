@@ -7,6 +7,7 @@ sending again what cannot succeed.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedstream.shared.errors import (
+    EmbedstreamError,
     InputTooLong,
     InvalidInput,
     JobFailed,
@@ -220,6 +222,15 @@ def _headers(error: Exception, row: Row) -> dict[str, str]:
     if isinstance(error, HTTPException) and error.headers:  # Allow
         headers |= error.headers
     return headers
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the HTTP server's log tells what ours does not.
+
+    It writes the whole traceback of every answer that is cut, and the access log has those that failed on purpose.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, EmbedstreamError | HttpError) and row_of(error).shown)
 
 
 async def pass_on(request: Request, error: Exception) -> Response:

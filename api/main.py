@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import signal
 import socket
@@ -15,6 +16,7 @@ from embedstream.shared.logs import configure, get_logger
 from embedstream.shared.settings import Settings
 
 from .app import create_app
+from .errors import is_news
 from .server import PROBE_CONNECTIONS, bound_to
 
 _BACKLOG = 2048
@@ -72,6 +74,7 @@ def _serve(app: Starlette, listener: socket.socket, settings: Settings) -> int:
         timeout_keep_alive=settings.keep_alive_timeout_s,
         timeout_graceful_shutdown=max(1, int(settings.shutdown_timeout_s * _DRAIN_SHARE)),
     )
+    logging.getLogger("uvicorn.error").addFilter(is_news)
     _allow_files(settings.max_connections + PROBE_CONNECTIONS + _SPARE_FILES)
     _notice_dead_peers(listener, settings)
     host, port = listener.getsockname()[:2]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from embedstream.api.errors import (
     SchemaError,
     UnsupportedMediaTypeError,
     error_response,
+    is_news,
     row_of,
 )
 from embedstream.shared import errors
@@ -176,6 +178,19 @@ async def test_a_response_that_has_begun_is_broken_off() -> None:
     with pytest.raises(JobFailed):
         await ErrorBodies(app)(scope_of(), receive, send)
     assert [message["type"] for message in sent] == ["http.response.start"]
+
+
+@pytest.mark.parametrize(
+    ("error", "news"),
+    [(JobFailed("x"), False), (SchemaError("x"), False), (errors.MalformedResult("x"), True), (KeyError("x"), True)],
+)
+def test_the_servers_log_does_not_repeat_ours(error: Exception, *, news: bool) -> None:
+    record = logging.makeLogRecord({"msg": "Exception in ASGI application", "exc_info": (type(error), error, None)})
+    assert is_news(record) is news
+
+
+def test_what_else_the_server_logs_is_news() -> None:
+    assert is_news(logging.makeLogRecord({"msg": "Invalid HTTP request received."}))
 
 
 async def test_a_client_that_leaves_while_it_sends_is_no_failure(app: Starlette) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import PydanticCustomError
 from starlette.requests import Request
 
-from embedstream.producer import Options, VectorType
+from embedstream.producer import LongInputs, Options, VectorType
 from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.options import VectorOptions
 from embedstream.shared.recipe import Recipe
@@ -208,10 +208,10 @@ class InputRequest(ChatFields):
         Raises:
             InvalidInput: the model does not offer it.
         """
-        truncate = self.truncate_prompt_tokens
         return Options(
             self._vector_options(),
-            truncate_prompt_tokens=-1 if truncate is None and settings.auto_truncate else truncate,
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            long_inputs=LongInputs[settings.long_inputs_policy.name],
             truncation_side=_SIDES[self.truncation_side],
             add_special_tokens=self.adds_special_tokens,
         )

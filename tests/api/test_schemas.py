@@ -11,9 +11,9 @@ from embedstream.api.inputs import Conversations
 from embedstream.api.schemas import _CHAT_ONLY, EmbeddingRequest, EmbedDtype, PoolingRequest, parse
 from embedstream.producer import VectorType
 from embedstream.shared.errors import InvalidInput
-from embedstream.shared.jobs import TruncationSide
+from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.recipe import Pooling, Recipe
-from embedstream.shared.settings import Settings
+from embedstream.shared.settings import LongInputsName, Settings
 
 
 def read(**fields: Any) -> EmbeddingRequest:
@@ -401,6 +401,16 @@ def test_floats_are_always_float32() -> None:
         assert options.vectors.dtype is expected
 
 
-def test_auto_truncate_only_stands_in() -> None:
-    assert read(input="a").options(Settings(auto_truncate=True)).truncate_prompt_tokens == -1
-    assert read(input="a", truncate_prompt_tokens=4).options(Settings(auto_truncate=True)).truncate_prompt_tokens == 4
+@pytest.mark.parametrize(
+    ("settings", "policy"),
+    [
+        (Settings(), LongInputs.ERROR),
+        (Settings(auto_truncate=True), LongInputs.TRUNCATE),
+        (Settings(long_inputs=LongInputsName.TRUNCATE), LongInputs.TRUNCATE),
+        (Settings(long_inputs=LongInputsName.CHUNK), LongInputs.CHUNK),
+    ],
+)
+def test_the_server_says_what_becomes_of_long_inputs(settings: Settings, policy: LongInputs) -> None:
+    options = read(input="a", truncate_prompt_tokens=4).options(settings)
+    assert (options.truncate_prompt_tokens, options.long_inputs) == (4, policy)
+    assert read(input="a").options(settings).truncate_prompt_tokens is None

@@ -28,6 +28,9 @@ _TORCH: dict[VectorType, torch.dtype] = {
     VectorType.FP8_E5M2: torch.float8_e5m2,
 }
 
+_E4M3_ROUNDS_DOWN = 464.0
+"""Halfway between the largest number, 448, and the next there would be; to the even one of the two that is 448."""
+
 
 class Embedder:
     """Runs micro-batches. All calls come from one thread.
@@ -79,7 +82,7 @@ class Embedder:
         normalize = default if options.normalize is None else options.normalize
         finished = cut_and_normalize(vectors, options.dimensions, normalize)
         finite = torch.isfinite(finished).all(dim=1).cpu().numpy()
-        return _to_numpy(finished.to(_TORCH[options.dtype]), options.dtype), finite
+        return _to_numpy(_cast(finished, options.dtype), options.dtype), finite
 
 
 def _groups(batch: MicroBatch) -> Iterator[tuple[VectorOptions, NDArray[np.int64]]]:
@@ -89,6 +92,16 @@ def _groups(batch: MicroBatch) -> Iterator[tuple[VectorOptions, NDArray[np.int64
     of_row = np.array(of_entry)[batch.owner]
     for options, number in numbers.items():
         yield options, np.flatnonzero(of_row == number)
+
+
+def _cast(vectors: Tensor, dtype: VectorType) -> Tensor:
+    """To a number format. What is too large for e4m3, which has no infinity, is NaN as in numpy and in the standard.
+
+    Torch has made it the largest number since some version, and nobody would see that it was cut.
+    """
+    if dtype is VectorType.FP8_E4M3:
+        vectors = vectors.masked_fill(vectors.abs() > _E4M3_ROUNDS_DOWN, torch.nan)
+    return vectors.to(_TORCH[dtype])
 
 
 def _to_numpy(matrix: Tensor, dtype: VectorType) -> NDArray[Any]:

@@ -84,9 +84,7 @@ async def test_parts_of_text_are_joined(client: httpx2.AsyncClient, producer: St
     ]
     assert await texts(client, producer, messages=[{"role": "user", "content": parts}]) == ["a\nb\nc\nd "]
     assert await texts(client, producer, messages=[{"role": "user"}, MORE]) == [" c "]
-    serve_chat(
-        producer, default="{% for m in messages %}{% for p in m.content %}{{ p.text }} {% endfor %}{% endfor %}"
-    )
+    serve_chat(producer, default="{% for m in messages %}{% for p in m.content %}{{ p.text }} {% endfor %}{% endfor %}")
     assert await texts(client, producer, messages=[{"role": "user", "content": parts}, USER]) == ["a b c d a b "]
 
 
@@ -122,7 +120,7 @@ async def test_without_a_template_the_client_is_told_in_vllms_words(client: http
 
 async def test_nothing_to_say(client: httpx2.AsyncClient, producer: StubProducer) -> None:
     serve_chat(producer)
-    assert "at least one prompt" in (await refused(client, messages=[]))["message"]
+    assert "the list of messages is empty" in (await refused(client, messages=[]))["message"]
     assert "index 1 has no message" in (await refused(client, messages=[[USER], []]))["message"]
     error = await refused(client, messages=[{"role": "user"}], continue_final_message=True)
     assert "last message of the conversation at index 0 is empty" in error["message"]

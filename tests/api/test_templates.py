@@ -47,13 +47,15 @@ LLAMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
 {% endfor %}"""
 
 PARTS = """{%- set ns = namespace(images=0, texts=[]) -%}
-{%- for message in messages %}{{ message.role | upper }}:
+{%- for message in messages %}{{ message.role | upper }}:{% if message.tool_calls is defined %}!{% endif %}
 {%- if message.content is string %}{{ message.content }}
 {%- else %}{% for part in message.content %}{% if part.type == 'text' %}<{{ part.text }}>{% endif %}{% endfor %}
 {%- endif %}
 {% if loop.index > 9 %}{% break %}{% endif %}
 {%- endfor %}{{ {'b': messages | length, 'a': 'é<'} | tojson(sort_keys=true) }}{{ dict(a=1).a }}{{ ns.images }}
 {{- instruction | default('none') }}"""
+
+TRIMMED = "{% for message in messages %}{{ message.content | trim }}{% if not loop.last %}|{% endif %}{% endfor %}"
 
 SYSTEM = {"role": "system", "content": "Be brief. "}
 USER = {"role": "user", "content": " What is 2 < 3? "}
@@ -85,7 +87,7 @@ def as_parts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("template", [CHATML, LLAMA, PARTS])
+@pytest.mark.parametrize("template", [CHATML, LLAMA, PARTS, TRIMMED])
 @pytest.mark.parametrize("prompt", [False, True])
 async def test_texts_equal_those_of_transformers(
     template: str, conversation: list[dict[str, Any]], prompt: bool
@@ -96,7 +98,7 @@ async def test_texts_equal_those_of_transformers(
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("template", [CHATML, LLAMA, PARTS])
+@pytest.mark.parametrize("template", [CHATML, LLAMA, PARTS, TRIMMED])
 async def test_an_unfinished_message_equals_that_of_transformers(
     template: str, conversation: list[dict[str, Any]]
 ) -> None:
@@ -134,7 +136,7 @@ ESCAPES = [
     "{% set ns = namespace(__class__=1) %}",
     "{% set ns = namespace() %}{% set ns.__init__ = 1 %}",
     "{{ dict.__call__() }}",
-    "{{ dict.mro() }}",
+    "{{ dict.update(messages[0], {'a': 1}) }}",
     "{% for i in range(1000000) %}{% endfor %}",
     "{{ cycler.__init__.__globals__ }}",
     "{% include 'x' %}",

@@ -73,7 +73,8 @@ async def test_a_conversation(client: httpx2.AsyncClient, producer: StubProducer
 
 
 async def test_a_conversation_needs_a_template(client: httpx2.AsyncClient) -> None:
-    assert (await refused(client, "/tokenize", messages=[USER]))[:3] == (400, "BadRequestError", "messages")
+    for messages in ([USER], []):
+        assert (await refused(client, "/tokenize", messages=messages))[:3] == (400, "BadRequestError", "messages")
 
 
 async def test_token_ids_back_to_text(client: httpx2.AsyncClient) -> None:

@@ -24,6 +24,7 @@ from .keys import METRICS_PATH, KeyRing, Keys
 from .metrics import MetricsEndpoint
 from .middleware import AccessLog, RequestId
 from .models import Models
+from .openapi import Description
 from .pooling import PoolingEndpoint
 from .quota import Quota, Settlement
 from .tokenize import Tokenizing
@@ -44,12 +45,13 @@ def create_app(settings: Settings, producer: Producer | None = None) -> Starlett
     producer = producer or Producer(settings.redis_url, model=settings.chosen_model, settings=settings)
     quota = Quota(producer, settings)
     answering = Answering(producer, settings, quota, reader_of(settings))
-    embeddings, pooling, tokenizing, models, probes = (
+    embeddings, pooling, tokenizing, models, probes, description = (
         EmbeddingsEndpoint(answering, settings),
         PoolingEndpoint(answering, settings),
         Tokenizing(answering, settings),
         Models(producer.fleet),
         Probes(producer.fleet, settings.scale_from_zero_s),
+        Description(settings),
     )
 
     @asynccontextmanager
@@ -70,6 +72,8 @@ def create_app(settings: Settings, producer: Producer | None = None) -> Starlett
         Route("/ready", probes.ready),
         Route("/version", version),
         Route(METRICS_PATH, MetricsEndpoint().show),
+        Route("/openapi.json", description.machines),
+        Route("/docs", description.people),
     ]
     app = Starlette(
         routes=routes,

@@ -254,7 +254,7 @@ class DeviceThread:
         began_s = time.monotonic()
         entries = self._ask(trial.begin(), [])
         metrics.DEVICE_SECONDS.labels("apart").inc(time.monotonic() - began_s)
-        by_rows = trial.alone and len(entries) == 1 and entries[0].job.n_inputs > 1
+        by_rows = trial.alone and len(entries) == 1 and len(entries[0].rows) > 1
         batches = row_by_row(entries[0], trial.suspected_row) if by_rows else in_batches(entries, self._rows.budget)
         if not batches:
             self._places.release()

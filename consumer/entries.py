@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedstream.shared.chunks import NOT_FINITE, join
 from embedstream.shared.jobs import Job
 from embedstream.shared.lanes import Lane
+from embedstream.shared.options import VectorOptions
 from embedstream.shared.results import ROW, ROW_TRUNCATED, ResultPart, Status, Timing
 from embedstream.shared.tokenization import Tokens
 
@@ -42,6 +44,21 @@ class RawEntry:
         return int(self.entry_id.partition(b"-")[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """How the rows of a job make up its inputs, where some input is several.
+
+    Args:
+        counts: (inputs,) rows of each input.
+        options: what the caller asked for; the job of the entry asks for what pieces are computed in.
+        normalize: whether a mean of several rows is scaled to unit length.
+    """
+
+    counts: NDArray[np.uint32]
+    options: VectorOptions
+    normalize: bool
+
+
 @dataclass(slots=True)
 class Entry:
     """A job this consumer has in hand. It is finished when none of its rows is left to compute.
@@ -52,6 +69,7 @@ class Entry:
         reply_to: the caller's reply stream, or "" for none.
         tokens: its rows as columns, cut to their limits.
         truncated: (rows,) which rows lost tokens.
+        pieces: which rows make up which input; None when each is one.
         begun: whether a row of it has been given to the device.
         dead_letter: why it is kept as a dead letter although the rest of it is answered, or "".
         dead_row: the row of it that is given up, by its place in the request.
@@ -62,6 +80,7 @@ class Entry:
     reply_to: str
     tokens: Tokens
     truncated: NDArray[np.bool_]
+    pieces: Pieces | None = None
     begun: bool = False
     dead_letter: str = ""
     dead_row: int | None = None
@@ -74,10 +93,10 @@ class Entry:
     _per_token: dict[int, NDArray[Any]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rows = np.zeros(self.job.n_inputs, ROW)
+        self.rows = np.zeros(len(self.tokens), ROW)
         self.rows["tokens"] = self.tokens.lengths
         self.rows["flags"] = np.where(self.truncated, ROW_TRUNCATED, 0)
-        self._left = self.job.n_inputs
+        self._left = len(self.rows)
 
     @property
     def done(self) -> bool:
@@ -93,10 +112,16 @@ class Entry:
         """Rows that have neither their vectors nor an error."""
         return np.flatnonzero((self.rows["status"] == Status.OK) & (self.rows["vectors"] == 0))
 
+    def place_of(self, row: int) -> int:
+        """Place in the request of the input that a row belongs to."""
+        if self.pieces is not None:
+            row = int(np.searchsorted(np.cumsum(self.pieces.counts, dtype=np.int64), row, side="right"))
+        return self.job.first_input + row
+
     def store(self, rows: NDArray[np.int64], vectors: NDArray[Any]) -> None:
         """Keep one vector for each of some rows: (rows, dim) in the job's number format."""
         if self._pooled is None:
-            self._pooled = np.empty((self.job.n_inputs, vectors.shape[1]), vectors.dtype)
+            self._pooled = np.empty((len(self.rows), vectors.shape[1]), vectors.dtype)
         self._pooled[rows] = vectors
         self.rows["vectors"][rows] = 1
         self._left -= len(rows)
@@ -143,6 +168,7 @@ class Entry:
     def result(self, fingerprint: bytes) -> ResultPart:
         """The whole answer, to be split into parts."""
         dtype = self.job.options.dtype
+        rows, messages = self.rows, tuple(self._messages)
         vectors: NDArray[Any] = np.empty((0, 0), dtype.numpy)
         if self._pooled is not None:
             vectors = self._pooled[self.rows["vectors"] > 0]
@@ -150,6 +176,11 @@ class Entry:
             vectors = np.concatenate([self._per_token[row] for row in sorted(self._per_token)])
         waited_ms = 0.0 if self.started_ms is None else self.started_ms - self.raw.enqueued_ms
         computed = self.rows["tokens"][self.rows["status"] == Status.OK]
+        if self.pieces is not None:
+            counts, options, normalize = self.pieces.counts, self.pieces.options, self.pieces.normalize
+            messages = (*messages, NOT_FINITE)
+            rows, vectors = join(rows, vectors, counts, options, normalize=normalize, not_finite=len(messages))
+            dtype = options.dtype
         return ResultPart(
             request_id=self.job.request_id,
             fingerprint=fingerprint,
@@ -158,9 +189,9 @@ class Entry:
             part=0,
             n_parts=1,
             first_row=self.job.first_input,
-            rows=self.rows,
+            rows=rows,
             vectors=vectors,
             dtype=dtype,
-            messages=tuple(self._messages),
+            messages=messages,
             timing=Timing(max(0, int(waited_ms * 1000)), self.inference_us, int(computed.sum(dtype=np.int64))),
         )

@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 
 from embedstream.shared import jobs
 from embedstream.shared.cards import ModelCard
+from embedstream.shared.chunks import piece_counts, piece_lengths, travelling
 from embedstream.shared.errors import InvalidInput, MalformedJob
 from embedstream.shared.jobs import Job, LongInputs, TruncationSide
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
 from embedstream.shared.logs import frames_of, get_logger
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.results import ResultPart, Status, failed
-from embedstream.shared.tokenization import TextTokenizer, cut, offsets, resolve_truncation
+from embedstream.shared.tokenization import TextTokenizer, Tokens, cut, offsets, resolve_truncation
 
-from .entries import Entry, RawEntry
+from .entries import Entry, Pieces, RawEntry
 
 log = get_logger()
 
@@ -119,40 +120,57 @@ class Intake:
             return f"The model `{self._model}` has no adapter `{job.adapter}`."
         if job.prompt_name:
             return f"The model `{self._model}` has no prompt `{job.prompt_name}`."
-        if job.long_inputs is LongInputs.CHUNK:
-            return "Long inputs cannot be embedded in chunks by this consumer."
         if job.options.per_token and job.options.dimensions not in (None, self._recipe.dimension):
             return "Token vectors are served in full size only."
         return None
 
     async def _rows(self, raw: RawEntry, job: Job, reply_to: str) -> Entry:
-        recipe = self._recipe
-        cutting = job.long_inputs is LongInputs.TRUNCATE
+        recipe, limit = self._recipe, self._limit(job)
         if job.texts is not None:
-            keeps_specials = job.add_special_tokens and job.truncation_side is TruncationSide.MODEL
-            specials = self._tokenizer.n_special if keeps_specials else 0
-            limit = resolve_truncation((job.truncate_to or -1) if cutting else None, recipe, specials)
-            whole = await asyncio.to_thread(
-                self._tokenizer.encode, job.texts, add_special_tokens=job.add_special_tokens
+            tokens = await asyncio.to_thread(
+                self._tokenizer.encode,
+                job.texts,
+                add_special_tokens=job.add_special_tokens,
+                truncate_to=limit,
+                side=job.truncation_side,
             )
-            truncated = whole.lengths > (recipe.max_length if limit is None else limit)
-            tokens = whole
-            if limit is not None and truncated.any():
-                tokens = await asyncio.to_thread(
-                    self._tokenizer.encode,
-                    job.texts,
-                    add_special_tokens=job.add_special_tokens,
-                    truncate_to=limit,
-                    side=job.truncation_side,
-                )
         else:
-            limit = resolve_truncation((job.truncate_to or -1) if cutting else None, recipe, n_special=0)
-            most = recipe.max_length if limit is None else limit
             ids = np.empty(0, np.uint32) if job.ids is None else job.ids
-            truncated = job.lengths > most
+            most = int(job.lengths.max()) if limit is None else limit
             tokens = cut(ids, job.lengths, most, job.truncation_side, recipe.truncation_side)
-        entry = Entry(raw, job, reply_to, tokens, truncated if limit is not None else np.zeros_like(truncated))
-        self._fail_rows(entry, truncated if limit is None else np.zeros_like(truncated))
+        too_long = tokens.lengths > recipe.max_length
+        if too_long.any() and job.long_inputs is LongInputs.CHUNK:
+            return self._in_pieces(raw, job, reply_to, tokens)
+        entry = Entry(raw, job, reply_to, tokens, np.zeros_like(too_long) if tokens.cut is None else tokens.cut)
+        self._fail_rows(entry, too_long)
+        return entry
+
+    def _limit(self, job: Job) -> int | None:
+        """Most tokens of an input, what is above being cut; None cuts nothing."""
+        if job.long_inputs is not LongInputs.TRUNCATE:
+            return None
+        keeps_specials = (
+            job.texts is not None and job.add_special_tokens and job.truncation_side is TruncationSide.MODEL
+        )
+        return resolve_truncation(
+            job.truncate_to or -1, self._recipe, self._tokenizer.n_special if keeps_specials else 0
+        )
+
+    def _in_pieces(self, raw: RawEntry, job: Job, reply_to: str, tokens: Tokens) -> Entry:
+        """An entry with several rows for each long input; an input without tokens keeps one, which fails."""
+        counts = np.maximum(piece_counts(tokens.lengths, self._recipe.max_length), 1)
+        lengths = piece_lengths(tokens.lengths, counts, self._recipe.max_length)
+        options = job.options
+        normalize = self._recipe.normalize if options.normalize is None else options.normalize
+        entry = Entry(
+            raw,
+            replace(job, options=travelling(options)),
+            reply_to,
+            Tokens(tokens.ids, lengths),
+            np.zeros(len(lengths), np.bool_),
+            Pieces(counts, options, normalize),
+        )
+        self._fail_rows(entry, np.zeros(len(lengths), np.bool_))
         return entry
 
     def _fail_rows(self, entry: Entry, too_long: NDArray[np.bool_]) -> None:

@@ -11,7 +11,7 @@ from embedstream.shared.errors import InvalidInput
 from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions, VectorType
-from embedstream.shared.settings import LongInputsName, Settings
+from embedstream.shared.settings import LongInputsName
 
 from .request import Inputs, Options
 
@@ -54,11 +54,6 @@ def options_of(
         LongInputs[_choice(LongInputsName, long_inputs, "long_inputs").name],
         TruncationSide.MODEL if truncation_side is None else _side(truncation_side),
     )
-
-
-def policy_of(settings: Settings) -> LongInputs:
-    """What becomes of long inputs when a request does not say."""
-    return LongInputs[settings.long_inputs_policy.name]
 
 
 def listed(inputs: str | Inputs) -> Inputs:

@@ -175,9 +175,9 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
     """
     if prepared.card is None:
         return _cut_texts(prepared, request_id, ttl_ms, result_ttl_s)
-    lengths = prepared.tokens.lengths
-    lengths = piece_lengths(lengths, prepared.piece_tokens) if prepared.piece_tokens else lengths[lengths > 0]
-    options = prepared.plan.travelling
+    lengths, plan, most = prepared.tokens.lengths, prepared.plan, prepared.piece_tokens
+    lengths = piece_lengths(lengths, plan.counts, most) if most else lengths[lengths > 0]
+    options = plan.travelling
     width = np.uint16 if prepared.card.recipe.vocab_size <= _MAX_U16 else np.uint32
     ids: NDArray[Any] = prepared.tokens.ids.astype(width, copy=False)
     ends = np.cumsum(lengths, dtype=np.int64)

@@ -33,9 +33,14 @@ def piece_counts(lengths: NDArray[np.integer], most: int) -> NDArray[np.uint32]:
     return (-(-lengths.astype(np.int64) // most)).astype(np.uint32)
 
 
-def piece_lengths(lengths: NDArray[np.integer], most: int) -> NDArray[np.uint32]:
-    """The lengths of all pieces, one input behind the other; only the last piece of an input is shorter than `most`."""
-    counts = piece_counts(lengths, most)
+def piece_lengths(lengths: NDArray[np.integer], counts: NDArray[np.integer], most: int) -> NDArray[np.uint32]:
+    """The lengths of all pieces, one input behind the other; only the last piece of an input is shorter than `most`.
+
+    Args:
+        lengths: (inputs,) tokens of each input.
+        counts: (inputs,) its pieces.
+        most: tokens of a piece, at least 1.
+    """
     pieces = np.full(int(counts.sum(dtype=np.int64)), most, np.uint32)
     some = counts > 0
     last = np.cumsum(counts, dtype=np.int64)[some] - 1

@@ -29,8 +29,9 @@ def rows_of(lengths: NDArray[Any], vectors: Any = 1) -> NDArray[np.void]:
 def test_pieces_are_consecutive_and_full(lengths: list[int], most: int) -> None:
     column = np.array(lengths, np.uint32)
     expected = [[min(most, size - start) for start in range(0, size, most)] for size in lengths]
-    assert piece_counts(column, most).tolist() == [len(pieces) for pieces in expected]
-    assert piece_lengths(column, most).tolist() == [size for pieces in expected for size in pieces]
+    counts = piece_counts(column, most)
+    assert counts.tolist() == [len(pieces) for pieces in expected]
+    assert piece_lengths(column, counts, most).tolist() == [size for pieces in expected for size in pieces]
 
 
 @given(

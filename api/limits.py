@@ -42,7 +42,7 @@ def refuse_absurd(inputs: Inputs, options: Options, served: ServedModel | None, 
     most = served.card.recipe.max_length if cut_to == -1 else cut_to
     if not isinstance(inputs[0] if len(inputs) else "", str):
         check("tokens", sum(len(row) if most is None else min(len(row), most) for row in inputs), limit)
-    elif most is None:
+    else:  # also those that are cut: they are tokenised whole before
         n_chars, most_chars = sum(map(len, inputs)), limit * served.tokenizer.max_token_chars
         if n_chars > most_chars:
             raise InvalidInput(

@@ -36,8 +36,8 @@ ON_LOOP_IDS = 20_000
 
 MAX_TEXT_BYTES = MAX_BODY_BYTES - 4
 """Of a text that a consumer is to tokenise: it must fit one job."""
-MAX_CHUNKED_CHARS = 4 * 1024 * 1024
-"""Of a text that is embedded in pieces, however many: about a million tokens, and seconds to tokenise."""
+MAX_WHOLE_CHARS = 4 * 1024 * 1024
+"""Of a text that is cut or embedded in pieces, for it is tokenised whole: about a million tokens, and seconds."""
 
 _MAX_ID = np.iinfo(np.int64).max
 _MAX_OPTION = 2**31  # what a job has room for, and more than any model offers
@@ -152,12 +152,12 @@ async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel,
     recipe, tokenizer = served.card.recipe, served.tokenizer
     keeps_specials = options.add_special_tokens and options.truncation_side is TruncationSide.MODEL
     limit = _limit(options, recipe, tokenizer.n_special if keeps_specials else 0)
-    if _is_chunked(options):
-        for index, text in enumerate(texts):
-            if len(text) > MAX_CHUNKED_CHARS:
-                refusals.refuse(index, _too_long_for_pieces(index, len(text)))
-    elif limit is None:
+    if limit is None and not _is_chunked(options):
         refusals.take(long_texts(texts, recipe.max_length, tokenizer.max_token_chars))
+    else:
+        for index, text in enumerate(texts):
+            if len(text) > MAX_WHOLE_CHARS:
+                refusals.refuse(index, _too_long_at_all(index, len(text)))
     small = sum(map(len, texts)) + INPUT_CHARS * len(texts) <= ON_LOOP_CHARS
     work = (tokenizer, texts, options, limit, refusals)
     tokens = _encode(*work) if small else await asyncio.to_thread(_encode, *work)
@@ -189,9 +189,10 @@ def _encode(
     return encode()
 
 
-def _too_long_for_pieces(index: int, chars: int) -> InputTooLong:
+def _too_long_at_all(index: int, chars: int) -> InputTooLong:
     return InputTooLong(
-        f"The input at index {index} has {chars} characters; at most {MAX_CHUNKED_CHARS} are embedded in pieces.",
+        f"The input at index {index} has {chars} characters; of a text that is cut or embedded in pieces at most "
+        f"{MAX_WHOLE_CHARS} are taken.",
         param="input",
     )
 

@@ -20,6 +20,7 @@ from .errors import InputTooLong, InvalidInput, ModelLoadError, UnknownTokenId
 from .jobs import TruncationSide
 from .recipe import Recipe
 
+_LONE_CHARS = 2_000
 _PROBE_ENTRIES = 1000  # vocabulary entries tried when no letter or digit gives a token
 
 
@@ -149,7 +150,9 @@ class TextTokenizer:
         if truncate_to is not None:
             self._check_truncation(truncate_to, add_special_tokens, side)
         try:
-            if len(texts) == 1:  # a lone query skips the thread pool
+            # A lone query skips the library's thread pool. A long text must not: `encode` keeps the interpreter lock,
+            # and with a megabyte it would stop every other request for 2 s.
+            if len(texts) == 1 and len(texts[0]) <= _LONE_CHARS:
                 rows = [self._tokenizer.encode(texts[0], add_special_tokens=add_special_tokens).ids]
             else:
                 encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)

@@ -23,6 +23,7 @@ PLAIN = Options()
         ([[1] * 20, [1] * 2], replace(PLAIN, long_inputs=LongInputs.CHUNK)),
         (["x" * 100, "x"], PLAIN),  # the longest entry of the vocabulary has five characters
         (["x" * 101], replace(PLAIN, long_inputs=LongInputs.CHUNK)),
+        (["x" * 101], replace(PLAIN, truncate_prompt_tokens=-1)),  # it would be tokenised whole
     ],
 )
 def test_what_must_have_too_many_tokens_is_refused_untouched(inputs: Any, options: Options) -> None:
@@ -39,7 +40,7 @@ def test_what_must_have_too_many_tokens_is_refused_untouched(inputs: Any, option
         ([[1] * 2000, [1] * 20], replace(PLAIN, truncate_prompt_tokens=5)),
         ([[1] * 20], replace(PLAIN, long_inputs=LongInputs.TRUNCATE)),
         (["x" * 55], PLAIN),
-        (["x" * 10_000], replace(PLAIN, truncate_prompt_tokens=-1)),  # cut to ten tokens
+        (["x" * 55], replace(PLAIN, truncate_prompt_tokens=-1)),  # cut to ten tokens
         ([], PLAIN),
     ],
 )

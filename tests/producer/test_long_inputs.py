@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embedstream.producer import LongInputs, Options, Producer, SyncProducer, VectorType
-from embedstream.producer.prepare import MAX_CHUNKED_CHARS
+from embedstream.producer.prepare import MAX_WHOLE_CHARS
 from embedstream.shared.errors import InputTooLong, InvalidInput, JobFailed
 from embedstream.shared.jobs import MAX_INPUTS, MAX_TOKENS, Job
 from embedstream.shared.options import VectorOptions
@@ -228,8 +228,10 @@ async def test_nothing_is_left_of_an_input_cut_to_nothing(
 
 async def test_a_text_beyond_all_bounds_is_not_tokenised(settings: Settings, stub: Any) -> None:
     async with Producer(settings=settings) as producer:
-        with pytest.raises(InputTooLong, match=f"at most {MAX_CHUNKED_CHARS} are embedded in pieces"):
-            await producer.embed("a" * (MAX_CHUNKED_CHARS + 1), long_inputs="chunk")
+        with pytest.raises(InputTooLong, match=f"at most {MAX_WHOLE_CHARS} are taken"):
+            await producer.embed("a" * (MAX_WHOLE_CHARS + 1), long_inputs="chunk")
+        with pytest.raises(InputTooLong, match=f"at most {MAX_WHOLE_CHARS} are taken"):
+            await producer.embed("a" * (MAX_WHOLE_CHARS + 1), truncate_prompt_tokens=-1)
         text = "a " * 20_000  # far more than the bound of texts that are not to be cut
         prepared = await producer.prepare([text], Options(long_inputs=LongInputs.CHUNK))
         assert prepared.n_tokens == 20_002

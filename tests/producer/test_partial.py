@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from embedstream.producer import LongInputs, Options, Prepared, Producer, StaleCard
-from embedstream.producer.prepare import MAX_CHUNKED_CHARS, MAX_TEXT_BYTES, prepare_texts
+from embedstream.producer.prepare import MAX_WHOLE_CHARS, MAX_TEXT_BYTES, prepare_texts
 from embedstream.shared import results
 from embedstream.shared.errors import InputTooLong, InvalidInput, JobFailed, NotServed
 from embedstream.shared.jobs import Job
@@ -132,7 +132,7 @@ async def test_token_vectors_of_what_is_left(settings: Settings, stub: Any) -> N
 async def test_pieces_and_refusals_side_by_side(settings: Settings, stub: Any) -> None:
     async with Producer(settings=settings) as producer:
         options = Options(long_inputs=LongInputs.CHUNK, partial=True)
-        texts = ["a" * (MAX_CHUNKED_CHARS + 1), LONG_WORDS, SURROGATE, GOOD]
+        texts = ["a" * (MAX_WHOLE_CHARS + 1), LONG_WORDS, SURROGATE, GOOD]
         result = await producer.run(await producer.prepare(texts, options))
         assert sorted(result.failures) == [0, 2]
         expected = await producer.embed([LONG_WORDS, GOOD], long_inputs="chunk")

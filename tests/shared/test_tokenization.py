@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,3 +335,21 @@ def test_ids_that_are_no_text(token: int) -> None:
     for read in (TOKENIZER.decode, TOKENIZER.token_strings):
         with pytest.raises(InvalidInput, match=f"Token id {token} is out of vocabulary.* 0 to 30521"):
             read([CLS, token])
+
+
+def test_a_long_text_alone_leaves_the_interpreter_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(MINILM, RECIPE)
+    asked: list[str] = []
+
+    class Watched:
+        """The library's tokenizer, whose `encode` holds the interpreter lock while its batches do not."""
+
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            return getattr(PLAIN, name)
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Watched())
+    short, long = tokenizer.encode(["queue"]), tokenizer.encode(["queue " * 1000])
+    assert asked == ["encode", "encode_batch_fast"]
+    assert long.ids[1] == short.ids[1]
+    assert [len(short.ids), len(long.ids)] == [len(PLAIN.encode(text).ids) for text in ("queue", "queue " * 1000)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from .conftest import Site
-from .peer import Peer, post, post_head
+from .peer import Peer, Reply, post, post_head
 
 PROBE = b"GET /livez HTTP/1.1\r\nHost: t\r\n\r\n"
 MANY = json.dumps({"input": [[row % 4000 + 16] * 20 for row in range(2048)]}).encode()
@@ -163,7 +163,7 @@ async def test_pipelining(site: Site) -> None:
         await peer.say((post(b'{"input": [[17, 401]]}') + PROBE) * 8)
         assert [(await peer.hear()).status for _ in range(16)] == [200] * 16
         await peer.say(PROBE * 20_000)
-        replies = []
+        replies: list[Reply] = []
         while not replies or replies[-1].status == 200:
             replies.append(await peer.hear())
         assert replies[-1].error["type"] == "ServiceUnavailableError"

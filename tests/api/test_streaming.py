@@ -35,6 +35,7 @@ class Exchange:
         self.headers: dict[str, str] = {}
         self.pieces: list[bytes] = []
         self.complete = False
+        self.leaves_when_served = False
         self.may_send = asyncio.Event()
         self.may_send.set()
         self.news = asyncio.Event()
@@ -81,6 +82,8 @@ class Exchange:
         else:
             self.pieces.append(message["body"])
             self.complete = not message.get("more_body", False)
+            if self.leaves_when_served and len(self.content) == self.promised:
+                self.hung_up.set()
         self.news.set()
 
     async def run(self, app: Starlette) -> Exchange:
@@ -318,6 +321,28 @@ async def test_a_hang_up_amid_a_large_answer_is_told(app: Starlette, monkeypatch
         await running
     assert not exchange.complete
     assert [(entry["status"], entry["error"]) for entry in logs] == [(499, "ClientDisconnect")]
+
+
+@pytest.mark.parametrize("form", ["bytes_only", "float"])
+async def test_a_client_that_leaves_once_it_has_all_is_no_hang_up(
+    app: Starlette, producer: StubProducer, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_PIECE_BYTES", 100)
+    slices = producer.in_order
+
+    async def in_order(prepared: Prepared) -> AsyncGenerator[EmbeddedSlice, None]:
+        async for piece in slices(prepared):
+            yield piece
+        for _ in range(10):  # a producer that has something to do yet
+            await asyncio.sleep(0)
+
+    producer.in_order = in_order  # type: ignore[method-assign] # as it may be
+    exchange = Exchange(packed(form=form))
+    exchange.leaves_when_served = True
+    with structlog.testing.capture_logs() as logs:
+        await exchange.run(app)
+    assert len(exchange.content) == exchange.promised
+    assert [entry["status"] for entry in logs] == [200]
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [3, 4], [250, 0, 1], [100], [99, 1, 1]])

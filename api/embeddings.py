@@ -36,7 +36,7 @@ class EmbeddingsEndpoint:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
         start_s = time.perf_counter()
-        body = await read(request, EmbeddingRequest)
+        body = await read(request, EmbeddingRequest, self._settings)
         choices = self._answering.choices(request, body)
         served = await self._answering.served(body.model)
         if served is not None:

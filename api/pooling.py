@@ -41,7 +41,7 @@ class PoolingEndpoint:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
         start_s = time.perf_counter()
-        body = await read(request, PoolingRequest)
+        body = await read(request, PoolingRequest, self._settings)
         choices = self._answering.choices(request, body)
         served = await self._answering.served(body.model)
         options = _options(body, served, self._settings)

@@ -61,19 +61,20 @@ class Body(BaseModel):
     model: str = ""
 
     @classmethod
-    def parse(cls, content_type: str, body: bytes) -> Self:
+    def parse(cls, content_type: str, body: bytes, most_values: int | None = None) -> Self:
         """Read a request's body.
 
         Args:
             content_type: the header; parameters such as a charset are allowed.
             body: JSON.
+            most_values: in it; None for any number.
 
         Raises:
             SchemaError: not JSON, or not of this form.
             InvalidInput: the form is right, but two fields contradict each other or ask for what is not offered.
         """
         try:
-            request = cls.model_validate(cls._chosen(json_object(content_type, body)))
+            request = cls.model_validate(cls._chosen(json_object(content_type, body, most_values)))
         except ValidationError as error:
             problems = error.errors(include_url=False, include_context=False)
             for problem in problems:
@@ -277,16 +278,17 @@ class PoolingRequest(InputRequest):
 T = TypeVar("T", bound=Body)
 
 
-async def read(request: Request, kind: type[T]) -> T:
+async def read(request: Request, kind: type[T], settings: Settings) -> T:
     """Read and check the body of a request; a large one in a thread.
 
     Raises:
         SchemaError, InvalidInput: as `Body.parse` says.
     """
-    body, content_type = await request.body(), request.headers.get("content-type", "")
-    if len(body) <= ON_LOOP_BYTES:
-        return kind.parse(content_type, body)
-    return await asyncio.to_thread(kind.parse, content_type, body)
+    content_type, most_values = request.headers.get("content-type", ""), settings.max_body_values
+    pieces = [piece async for piece in request.stream()]
+    if sum(map(len, pieces)) <= ON_LOOP_BYTES:
+        return kind.parse(content_type, b"".join(pieces), most_values)
+    return await asyncio.to_thread(lambda: kind.parse(content_type, b"".join(pieces), most_values))
 
 
 def parse(content_type: str, body: bytes) -> EmbeddingRequest:

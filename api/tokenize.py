@@ -112,7 +112,7 @@ class Tokenizing:
         Raises:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
-        body = await read(request, TokenizeRequest)
+        body = await read(request, TokenizeRequest, self._settings)
         served = await self._served(body.model)
         special = body.add_special_tokens
         if body.prompt is None:
@@ -136,7 +136,7 @@ class Tokenizing:
         Raises:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
-        body = await read(request, DetokenizeRequest)
+        body = await read(request, DetokenizeRequest, self._settings)
         served = await self._served(body.model)
 
         def answer() -> bytes:

@@ -294,6 +294,13 @@ class Settings(BaseSettings):
         *_HTTP,
         ge=1,
     )
+    max_body_values: int = _setting(
+        400_000,
+        "Most values in the JSON of one HTTP body, a list or an object among others counting as two; reading more of "
+        "them would hold other requests up.",
+        *_HTTP,
+        ge=1000,
+    )
     metadata_limit_bytes: int = _setting(
         60 * 1024,
         "Largest `metadata` header of the `bytes` format; many HTTP clients stop at 64 KiB or earlier.",

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
+from starlette.applications import Starlette
 from tests.api.conftest import DIM, StubProducer
 from tests.api.test_chat import USER, serve_chat
 
+from embedstream.api import create_app
 from embedstream.shared.recipe import Pooling
+from embedstream.shared.settings import Settings
 
 INPUTS = ["a", "b c d", "e f"]
 LENGTHS = [3, 5, 4]
@@ -105,6 +109,17 @@ async def test_sizes_cannot_be_chosen(client: httpx2.AsyncClient, dimensions: in
         *(400, "dimensions is currently not supported"),
         "dimensions",
     )
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/tokenize", "/detokenize"])
+async def test_a_body_of_too_many_values(
+    producer: StubProducer, connect_to: Callable[[Starlette], httpx2.AsyncClient], path: str
+) -> None:
+    async with connect_to(create_app(Settings(max_body_values=1000), producer)) as client:
+        response = await client.post(path, json={"unknown": [[]] * 1000})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (400, "BadRequestError")
+    assert "more than 1000 values (--max-body-values)" in error["message"]
 
 
 async def test_what_it_shares_with_embeddings(client: httpx2.AsyncClient, producer: StubProducer) -> None:

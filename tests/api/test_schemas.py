@@ -369,6 +369,35 @@ def test_a_pooling_task_is_one_of_a_list() -> None:
     assert caught.value.param == "body.task"
 
 
+@pytest.mark.parametrize(
+    ("body", "values"),
+    [
+        (b'{"input": [1, 2, 3, 4]}', 5),
+        (b'{"input": [[], [], []]}', 7),
+        (b'{"input": [[[[1]]], [[[2]]]]}', 9),
+        (b'{"input": ["a", "b"], "task": {"a": {"b": 1}}}', 6),
+        (rb'{"input": "a,[{,\",\\", "user": "\\\",,,"}', 2),
+        (rb'{"input": ["\\", "\\\",,", ",,,,,,"]}', 4),
+        (b'{"input": ["' + b'", "' * 20 + b'"]}', 22),
+    ],
+)
+def test_values_are_counted_before_they_are_made(body: bytes, values: int) -> None:
+    orjson.loads(body)
+    for most in range(values, values + 5):
+        assert not isinstance(outcome(body, most), InvalidInput)
+    for most in range(1, values):
+        error = outcome(body, most)
+        assert isinstance(error, InvalidInput)
+        assert f"more than {most} values (--max-body-values)" in str(error)
+
+
+def outcome(body: bytes, most_values: int) -> object:
+    try:
+        return EmbeddingRequest.parse("application/json", body, most_values)
+    except (InvalidInput, SchemaError) as error:
+        return error
+
+
 def test_the_largest_request_is_read_in_a_moment() -> None:
     ids, texts = [*range(30_000)] * 10, ["text"] * 100_000
     for given, expected in ((ids, [ids]), ([ids], [ids]), ([[5]] * 100_000,) * 2, (texts,) * 2):

@@ -112,11 +112,10 @@ class Entry:
         """Rows that have neither their vectors nor an error."""
         return np.flatnonzero((self.rows["status"] == Status.OK) & (self.rows["vectors"] == 0))
 
-    def place_of(self, row: int) -> int:
-        """Place in the request of the input that a row belongs to."""
-        if self.pieces is not None:
-            row = int(np.searchsorted(np.cumsum(self.pieces.counts, dtype=np.int64), row, side="right"))
-        return self.job.first_input + row
+    def places(self) -> NDArray[np.int64]:
+        """(rows,) place in the request of the input that each row belongs to."""
+        inputs = np.arange(self.job.n_inputs) + self.job.first_input
+        return inputs if self.pieces is None else np.repeat(inputs, self.pieces.counts)
 
     def store(self, rows: NDArray[np.int64], vectors: NDArray[Any]) -> None:
         """Keep one vector for each of some rows: (rows, dim) in the job's number format."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,24 +127,39 @@ class Intake:
 
     async def _rows(self, raw: RawEntry, job: Job, reply_to: str) -> Entry:
         recipe, limit = self._recipe, self._limit(job)
+        unreadable: dict[int, InvalidInput] = {}
         if job.texts is not None:
-            tokens = await asyncio.to_thread(
-                self._tokenizer.encode,
-                job.texts,
-                add_special_tokens=job.add_special_tokens,
-                truncate_to=limit,
-                side=job.truncation_side,
-            )
+            tokens, unreadable = await asyncio.to_thread(self._tokenize, job, job.texts, limit)
         else:
             ids = np.empty(0, np.uint32) if job.ids is None else job.ids
             most = int(job.lengths.max()) if limit is None else limit
             tokens = cut(ids, job.lengths, most, job.truncation_side, recipe.truncation_side)
         too_long = tokens.lengths > recipe.max_length
         if too_long.any() and job.long_inputs is LongInputs.CHUNK:
-            return self._in_pieces(raw, job, reply_to, tokens)
-        entry = Entry(raw, job, reply_to, tokens, np.zeros_like(too_long) if tokens.cut is None else tokens.cut)
+            entry = self._in_pieces(raw, job, reply_to, tokens)
+            too_long = np.zeros(len(entry.rows), np.bool_)
+        else:
+            entry = Entry(raw, job, reply_to, tokens, np.zeros_like(too_long) if tokens.cut is None else tokens.cut)
+        for place, reason in unreadable.items():
+            entry.fail(np.flatnonzero(entry.places() == place), Status.INVALID_INPUT, str(reason))
         self._fail_rows(entry, too_long)
         return entry
+
+    def _tokenize(self, job: Job, texts: Sequence[str], limit: int | None) -> tuple[Tokens, dict[int, InvalidInput]]:
+        """The texts' tokens, and which texts have none because the tokenizer refuses them, by their place."""
+
+        def encode(some: Sequence[str]) -> Tokens:
+            return self._tokenizer.encode(
+                some, add_special_tokens=job.add_special_tokens, truncate_to=limit, side=job.truncation_side
+            )
+
+        try:
+            return encode(texts), {}
+        except InvalidInput:
+            refused = dict(self._tokenizer.unreadable(texts, job.first_input))
+            if not refused:
+                raise
+        return encode(["" if place in refused else text for place, text in enumerate(texts, job.first_input)]), refused
 
     def _limit(self, job: Job) -> int | None:
         """Most tokens of an input, what is above being cut; None cuts nothing."""
@@ -162,7 +178,7 @@ class Intake:
         lengths = piece_lengths(tokens.lengths, counts, self._recipe.max_length)
         options = job.options
         normalize = self._recipe.normalize if options.normalize is None else options.normalize
-        entry = Entry(
+        return Entry(
             raw,
             replace(job, options=travelling(options)),
             reply_to,
@@ -170,8 +186,6 @@ class Intake:
             np.zeros(len(lengths), np.bool_),
             Pieces(counts, options, normalize),
         )
-        self._fail_rows(entry, np.zeros(len(lengths), np.bool_))
-        return entry
 
     def _fail_rows(self, entry: Entry, too_long: NDArray[np.bool_]) -> None:
         """Give up single rows, so that they do not fail their neighbours."""

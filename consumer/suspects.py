@@ -212,7 +212,7 @@ class Suspects:
         reason = f"The input was on the device when {entry.raw.deaths} consumers died: it is given up."
         rows = entry.waiting_rows()
         entry.fail(rows[rows == row], Status.FAILED, reason)
-        entry.dead_letter, entry.dead_row = reason, entry.place_of(row)
+        entry.dead_letter, entry.dead_row = reason, int(entry.places()[row])
 
 
 def _culprit(rows: list[int]) -> int | None:

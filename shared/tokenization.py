@@ -220,9 +220,14 @@ class TextTokenizer:
                 return mask.index(0), mask[::-1].index(0)
         return self._tokenizer.num_special_tokens_to_add(False), 0  # no text has a token of its own
 
-    def unreadable(self, texts: Sequence[str]) -> Iterator[tuple[int, InvalidInput]]:
-        """Which texts the library refuses, and why; each is tried by itself."""
-        for index, text in enumerate(texts):
+    def unreadable(self, texts: Sequence[str], first: int = 0) -> Iterator[tuple[int, InvalidInput]]:
+        """Which texts the library refuses, and why; each is tried by itself.
+
+        Args:
+            texts: of a request, or a slice of them.
+            first: place of the first one in the request.
+        """
+        for index, text in enumerate(texts, first):
             if not isinstance(text, str):
                 yield index, InvalidInput(f"The input at index {index} is not a text.", param="input")
                 continue

@@ -5,6 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from embedstream.consumer.entries import Entry, RawEntry
 from embedstream.consumer.intake import Intake, Refused
@@ -183,3 +186,18 @@ async def test_a_tokenizer_that_panics_fails_its_job_alone(wordpiece_json: str, 
     assert isinstance(refused, Refused)
     assert refused.reason == "The job could not be prepared: Panic."
     assert isinstance(await intake.accept(raw(job), 5000), Entry)
+
+
+@pytest.mark.parametrize("policy", [LongInputs.ERROR, LongInputs.CHUNK])
+async def test_a_text_the_tokenizer_refuses_fails_alone(job: Job, policy: LongInputs) -> None:
+    words: Tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))  # noqa: S106 - a token it lacks
+    words.pre_tokenizer = Whitespace()
+    texts = ("a", "who knows", "b " * 9)
+    with_texts = replace(job, ids=None, texts=texts, lengths=text_lengths(texts), first_input=7, long_inputs=policy)
+    entry = await make(words.to_str(), RECIPE).accept(raw(with_texts), 5000)
+    assert isinstance(entry, Entry)
+    entry.store(entry.waiting_rows(), np.ones((len(entry.waiting_rows()), 4), np.float32))
+    result = entry.result(b"f" * 16)
+    long = Status.OK if policy is LongInputs.CHUNK else Status.INPUT_TOO_LONG
+    assert result.rows["status"].tolist() == [Status.OK, Status.INVALID_INPUT, long]
+    assert result.message(1).startswith("The input at index 8 cannot be tokenised")

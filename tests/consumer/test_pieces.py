@@ -122,7 +122,7 @@ async def test_an_input_fails_with_its_pieces_alone(intake: Intake, job: Job) ->
     assert result.rows["status"].tolist() == [Status.FAILED, Status.OK, Status.FAILED]
     assert [result.message(row) for row in (0, 2)] == ["no luck", "no luck"]
     assert len(result.vectors) == 1
-    assert [entry.place_of(row) for row in range(6)] == [5, 5, 5, 6, 7, 7]
+    assert entry.places().tolist() == [5, 5, 5, 6, 7, 7]
 
 
 async def test_an_input_without_tokens_fails_beside_long_ones(intake: Intake, job: Job) -> None:

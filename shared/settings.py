@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "EMBEDSTREAM_"
@@ -255,7 +255,8 @@ class Settings(BaseSettings):
     payload_limit: int = _setting(64 * _MIB, "Largest HTTP body in bytes.", *_HTTP, ge=1024)
     header_limit_bytes: int = _setting(
         64 * 1024,
-        "Largest head of an HTTP request, request line and headers, each header counted with 32 bytes more than it has.",
+        "Largest head of an HTTP request, request line and headers, each header counted with 32 bytes more than it "
+        "has.",
         *_HTTP,
         ge=1024,
         le=16 * _MIB,
@@ -318,8 +319,8 @@ class Settings(BaseSettings):
     auto_truncate: bool = _setting(False, "The same as `--long-inputs truncate`.", *_HTTP)
     token_ids: TokenIds = _setting(
         TokenIds.MODEL,
-        "Whose token ids clients send: the model's own, or those of OpenAI's cl100k_base, as LangChain does by default: "
-        "they are turned back into texts and tokenised anew.",
+        "Whose token ids clients send: the model's own, or those of OpenAI's cl100k_base, as LangChain does by "
+        "default: they are turned back into texts and tokenised anew.",
         *_HTTP,
     )
     cl100k_vocabulary: Path | None = _setting(
@@ -416,12 +417,12 @@ class Settings(BaseSettings):
             raise ValueError("neither `any` nor `off` nor a list of sizes such as `64,128,256`")
         return value
 
-    @model_validator(mode="after")
-    def _one_policy(self) -> Self:
-        said = self.long_inputs if "long_inputs" in self.model_fields_set else LongInputsName.TRUNCATE
-        if self.auto_truncate and said is not LongInputsName.TRUNCATE:
-            raise ValueError(f"auto_truncate and long_inputs `{said}` contradict each other")
-        return self
+    @field_validator("auto_truncate")
+    @classmethod
+    def _one_policy(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("long_inputs") is LongInputsName.CHUNK:
+            raise ValueError("contradicts `--long-inputs chunk`")
+        return value
 
     @property
     def long_inputs_policy(self) -> LongInputsName:

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedstream.shared.keys import Keys
-from embedstream.shared.settings import Settings, is_hub_id, unknown_variables, variable_of
+from embedstream.shared.settings import LongInputsName, Settings, is_hub_id, unknown_variables, variable_of
 
 
 def test_the_environment_sets_what_flags_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,3 +67,12 @@ def test_braces_in_a_name_keep_one_hash_tag() -> None:
     assert keys.base == "ek:{a(b)c}"
     for key in (keys.live, keys.reply("x"), keys.result(b"\1"), keys.card(b"\2", 0), keys.dead_letters):
         assert key.startswith("ek:{a(b)c}:")
+
+
+def test_one_policy_for_long_inputs() -> None:
+    assert Settings().long_inputs_policy is LongInputsName.ERROR
+    assert Settings(auto_truncate=True).long_inputs_policy is LongInputsName.TRUNCATE
+    assert Settings(auto_truncate=True, long_inputs=LongInputsName.TRUNCATE).long_inputs_policy == "truncate"
+    assert Settings(auto_truncate=False, long_inputs=LongInputsName.CHUNK).long_inputs_policy == "chunk"
+    with pytest.raises(ValidationError, match="contradicts `--long-inputs chunk`"):
+        Settings(auto_truncate=True, long_inputs=LongInputsName.CHUNK)

@@ -20,7 +20,7 @@ from embedstream.shared.settings import Settings
 from . import limits, responses
 from .chat import rendered
 from .choices import Choices
-from .context import context_of
+from .context import Context, context_of
 from .disconnect import unless_hung_up
 from .finite import failed_inputs, failure
 from .foreign_ids import ForeignIds
@@ -143,7 +143,7 @@ class Answering:
         await self._quota.charge(context, prepared.least_tokens)  # all that can be refused for its own sake has been
         if stream is None:
             result = await unless_hung_up(request.receive, self._run(prepared))
-            return await _json(envelope, form, prepared, result, start_s)
+            return await _json(context, envelope, form, prepared, result, start_s)
         return stream
 
     def _stream(
@@ -208,7 +208,7 @@ def _truncation(count: int) -> dict[str, str]:
 
 
 async def _json(
-    envelope: Envelope, form: Form, prepared: Prepared, result: Embeddings, start_s: float
+    context: Context, envelope: Envelope, form: Form, prepared: Prepared, result: Embeddings, start_s: float
 ) -> PiecedResponse:
     dtype = prepared.options.vectors.dtype
     failures: dict[int, Exception] = {index: failed.error() for index, failed in result.failures.items()}
@@ -217,6 +217,8 @@ async def _json(
         if not prepared.options.partial:
             raise failure(index)
         failures[index], tokens[index] = failure(index), 0
+    if failures:
+        context.note(failed_inputs=len(failures))
     # A model replaced while the request was under way may count other tokens.
     envelope = replace(envelope, tokens=form.usage(tokens))
     pieces = await responses.json_body(envelope, result, form, failures)

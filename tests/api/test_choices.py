@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 from starlette.datastructures import Headers
 from tests.api.conftest import StubProducer
 
@@ -82,7 +83,9 @@ async def test_with_partial_an_input_that_fails_leaves_the_others_their_vectors(
     whole = await client.post(URL, json=body)
     assert whole.status_code == 500
 
-    response = await client.post(URL, json=body, headers={"x-on-error": "partial"})
+    with structlog.testing.capture_logs() as logs:
+        response = await client.post(URL, json=body, headers={"x-on-error": "partial"})
+    assert [(entry["status"], entry["failed_inputs"]) for entry in logs] == [(200, 1)]
     assert response.status_code == 200
     answer = response.json()
     assert [(item["index"], item["object"]) for item in answer["data"]] == [

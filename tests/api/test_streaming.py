@@ -191,6 +191,18 @@ async def test_what_fails_later_cuts_the_answer_and_is_told(app: Starlette, prod
     assert counter._value.get() == before + 1
 
 
+async def test_a_hang_up_before_the_first_vectors_is_a_hang_up(app: Starlette, producer: StubProducer) -> None:
+    gate, exchange = Gate(producer), Exchange(packed())
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(exchange.run(app))
+        async with asyncio.timeout(20):
+            while 0 not in gate.opened:
+                await asyncio.sleep(0)
+        exchange.hung_up.set()
+        await running
+    assert [(entry["status"], entry["error"], entry.get("cut")) for entry in logs] == [(499, "ClientDisconnect", None)]
+
+
 async def test_a_hang_up_amid_the_answer_calls_the_work_off(app: Starlette, producer: StubProducer) -> None:
     gate, exchange = Gate(producer), Exchange(packed())
     gate.open(0)

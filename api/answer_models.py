@@ -164,7 +164,7 @@ class Card(_Answer):
 
     id: str
     object: Literal["model"]
-    created: float
+    created: int
     owned_by: Literal["embedstream"]
     root: str
     parent: None

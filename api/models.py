@@ -48,7 +48,7 @@ class Models:
         return {
             "id": name,
             "object": "model",
-            "created": min((consumer.started_s for consumer in consumers), default=self._started_s),
+            "created": int(min((consumer.started_s for consumer in consumers), default=self._started_s)),
             "owned_by": "embedstream",
             "root": served.card.model,
             "parent": None,

@@ -26,7 +26,8 @@ from .schemas import EncodingFormat, Endianness
 # A large response is made in pieces of about 1 ms (measured: 35 ns a float, 2 ns a byte of base64) with a turn for
 # other requests between them. A thread would not help: orjson and binascii keep the interpreter lock.
 _PIECE_FLOATS = 30_000
-_PIECE_BYTES = 600_000
+_PIECE_BYTES = 400_000
+_PIECE_ITEMS = 256  # short vectors cost by their number
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def json_items(result: Embeddings, form: Form, failures: Mapping[int, Exception]
     vectors = np.ascontiguousarray(result.vectors)
     bounds = _bounds(result, per_token=form.per_token)
     most = max(1, (_PIECE_FLOATS if floats else _PIECE_BYTES // vectors.itemsize) // max(1, vectors.shape[1]))
+    most = min(most, _PIECE_ITEMS)
     comma = b""
     for first, end in _groups(bounds, most):
         block = vectors[bounds[first] : bounds[end]]

@@ -6,43 +6,28 @@ in the same place, refuses them then with a better reason.
 
 from __future__ import annotations
 
+import asyncio
 import math
-from dataclasses import dataclass
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedstream.producer import Producer
 from embedstream.shared import metrics
-from embedstream.shared.connections import Arg, Script, after_failure
 from embedstream.shared.errors import Overloaded, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.logs import get_logger, told
 from embedstream.shared.settings import Settings
 
-from .context import Caller, Context, context_of
+from .buckets import Bucket, Buckets
+from .context import Context, context_of
 from .errors import RateLimited
 
-_SCRIPT = Script("embedstream.api", "quota.lua")
 _OTHER_KEYS = "other"
+_PATIENCE_S = 1.0
+"""How long a request waits to hear of its quota: less than for the queue, which then has the better reason."""
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class _Bucket:
-    """What the script tells of a bucket.
-
-    Args:
-        taken: whether the tokens were taken.
-        tokens: that are in it now; below 0 after a request larger than the bucket.
-        wait_s: until a refused request would be taken.
-    """
-
-    taken: bool
-    tokens: float
-    wait_s: float
 
 
 class Quota:
@@ -56,6 +41,7 @@ class Quota:
     def __init__(self, producer: Producer, settings: Settings) -> None:
         self._producer = producer
         self._settings = settings
+        self._buckets = Buckets(lambda: producer.redis)
         self._labels: set[str] = set()
         self._silent = False
 
@@ -72,7 +58,7 @@ class Quota:
         if caller is None:
             return
         if caller.tokens_per_s is not None:
-            bucket = await self._ask(caller, tokens)
+            bucket = await self._ask(caller.name, tokens, caller.tokens_per_s, caller.burst_tokens)
             if bucket is not None:
                 context.headers |= _headers(caller.tokens_per_s, caller.burst_tokens, bucket.tokens)
                 if not bucket.taken:
@@ -94,30 +80,26 @@ class Quota:
         if accepted:
             metrics.KEY_TOKENS.labels(self._label(caller.name)).inc(tokens)
         elif caller.tokens_per_s is not None:
-            bucket = await self._ask(caller, -tokens)
+            bucket = await self._ask(caller.name, -tokens, caller.tokens_per_s, caller.burst_tokens)
             if bucket is not None:
                 context.headers |= _headers(caller.tokens_per_s, caller.burst_tokens, bucket.tokens)
 
-    async def _ask(self, caller: Caller, tokens: int) -> _Bucket | None:
-        """Take tokens, or give them back when they are below 0; None when Redis does not say."""
-        args: list[Arg] = [repr(caller.tokens_per_s), repr(caller.burst_tokens), tokens]
+    async def _ask(self, name: str, tokens: int, tokens_per_s: float, burst_tokens: float) -> Bucket | None:
+        """Take tokens, or give them back when they are below 0; None when Redis does not say in good time."""
         try:
             if not self._producer.fleet.redis_ok:  # known already: no need to wait for it
                 raise ConnectionError("Redis cannot be reached.")
-            redis: Redis = self._producer.redis
-            try:
-                taken, left, wait_s = await _SCRIPT.run(redis, [self._keys().quota(caller.name)], args)
-            except (RedisError, OSError) as error:
-                await after_failure(redis, error)
-                raise
-        except (RedisError, OSError) as error:
+            async with asyncio.timeout(_PATIENCE_S):
+                key = self._keys().quota(name)
+                bucket = await self._buckets.take(key, tokens, tokens_per_s=tokens_per_s, burst_tokens=burst_tokens)
+        except (RedisError, OSError) as error:  # TimeoutError is one
             metrics.QUOTA_UNCHECKED.inc()
             if not self._silent:  # once for each time that it is away
                 log.warning("quota.unchecked", error=told(error))
             self._silent = True
             return None
         self._silent = False
-        return _Bucket(bool(taken), float(left), float(wait_s))
+        return bucket
 
     def _keys(self) -> Keys:
         served = self._producer.fleet.served

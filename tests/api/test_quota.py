@@ -30,6 +30,12 @@ KEYS = served_model().keys
 Connect = Callable[[Starlette], httpx2.AsyncClient]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that hesitates lets no request pass unchecked."""
+    monkeypatch.setattr("embedstream.api.quota._PATIENCE_S", 60)
+
+
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     async with aclosing(connect(redis_url)) as client:
@@ -185,6 +191,65 @@ async def test_while_redis_is_away_requests_pass(
     assert [line["event"] for line in logs] == ["quota.unchecked"] * 2
     assert await left(redis, caller) == 90
     assert metrics.QUOTA_UNCHECKED._value.get() == before + 3
+
+
+async def test_a_redis_that_hangs_is_not_waited_for(
+    producer: StubProducer, quota: Quota, redis: Redis, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedstream.api.quota._PATIENCE_S", 0.01)
+    await redis.client_pause(60_000, all=False)  # as a hung one: what writes is not answered
+    try:
+        context = asked(caller)
+        await quota.charge(context, 1000)
+        assert (context.charged_tokens, context.headers) == (1000, {})
+    finally:
+        await redis.client_unpause()
+    monkeypatch.setattr("embedstream.api.quota._PATIENCE_S", 60)
+    with pytest.raises(RateLimited):  # those of the late answer were taken all the same
+        await quota.charge(asked(caller), 1)
+
+
+async def test_a_defect_ends_the_requests_it_meets_and_no_others(
+    producer: StubProducer, quota: Quota, redis: Redis, caller: Caller
+) -> None:
+    del producer._redis
+    with structlog.testing.capture_logs() as logs, pytest.raises(AttributeError):
+        await quota.charge(asked(caller), 10)
+    assert [line["event"] for line in logs] == ["quota.failed"]
+    producer._redis = redis
+    await quota.charge(asked(caller), 10)
+
+
+async def test_all_of_a_moment_travel_in_few_calls(
+    quota: Quota, redis: Redis, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = under_way = most = 0
+    evalsha = redis.evalsha
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal calls, under_way, most
+        calls, under_way = calls + 1, under_way + 1
+        most = max(most, under_way)
+        try:
+            return await evalsha(*arguments)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(redis, "evalsha", counted)
+    small = Caller(uuid.uuid4().hex, None, 0.001, 3.0)
+    contexts = [asked(each) for _ in range(300) for each in (caller, small)]
+    outcomes = await asyncio.gather(*(quota.charge(context, 1) for context in contexts), return_exceptions=True)
+    assert (calls, most) == (3, 1)
+    assert [outcomes[lane::2].count(None) for lane in (0, 1)] == [100, 3]
+
+
+async def test_one_that_is_given_up_does_not_disturb_the_others(quota: Quota, redis: Redis, caller: Caller) -> None:
+    tasks = [asyncio.create_task(quota.charge(asked(caller), 1)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), asyncio.CancelledError, type(None)]
+    await quota.charge(asked(caller), 1)
 
 
 async def test_metrics_tell_only_so_many_keys_apart(producer: StubProducer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import reprlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ from .errors import SchemaError
 
 _SHOWN_ERRORS = 10
 _SHOWN_CHARS = 200
+_SHOWN_ITEMS = 5
 _SURROGATE = " surrogate in string"
 """How orjson calls half of a pair: the text would be no Unicode."""
 
@@ -106,6 +108,8 @@ def _shorten(value: object) -> object:
     """A value that is worth repeating to its sender; never the whole of a large one."""
     if isinstance(value, str):
         return value[:_SHOWN_CHARS]
+    if isinstance(value, dict):
+        value = dict(islice(value.items(), _SHOWN_ITEMS))  # reprlib would sort all of them
     if isinstance(value, list | dict):
         return reprlib.repr(value)[:_SHOWN_CHARS]  # looks at the first few items only
     return value

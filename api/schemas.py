@@ -116,7 +116,9 @@ class ChatFields(Body):
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    media_io_kwargs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    media_io_kwargs: Annotated[dict[str, dict[str, Any]], PlainValidator(inputs.read_objects)] = Field(
+        default_factory=dict
+    )
 
     def _check(self) -> None:
         if self.add_generation_prompt and self.continue_final_message:

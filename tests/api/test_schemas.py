@@ -299,6 +299,14 @@ def test_fields_of_chat_are_looked_at_only_beside_messages() -> None:
             read(**body, add_generation_prompt=True, continue_final_message=True)
 
 
+@pytest.mark.parametrize("given", [5, [], {"image": 5}, {"image": {}, "audio": []}])
+def test_options_of_media_are_an_object_of_objects(given: object) -> None:
+    read(messages=[USER], media_io_kwargs={"image": {"mode": 5}, "audio": {}})
+    with pytest.raises(SchemaError, match=r"^1 validation errors:\n.*dict_type") as caught:
+        read(messages=[USER], media_io_kwargs=given)
+    assert caught.value.param == "body.media_io_kwargs"
+
+
 def test_special_tokens_are_left_to_the_template_of_a_chat() -> None:
     chat = {"messages": [USER]}
     for body, default in (({"input": "a"}, True), (chat, False), ({"input": [USER]}, False)):
@@ -403,8 +411,10 @@ def test_the_largest_request_is_read_in_a_moment() -> None:
     for given, expected in ((ids, [ids]), ([ids], [ids]), ([[5]] * 100_000,) * 2, (texts,) * 2):
         body = orjson.dumps({"input": given})
         began_s = time.process_time()
-        assert parse("application/json", body).prompts == expected
+        prompts = parse("application/json", body).prompts
         assert time.process_time() - began_s < 1  # about 0.02: one pydantic object for each would take ten times that
+        assert isinstance(prompts, list)
+        assert [each if isinstance(each, str) else list(each) for each in prompts] == expected
 
 
 @pytest.mark.parametrize("value", [True, False])

@@ -49,7 +49,9 @@ class SlowConsumer:
 
     def __init__(self, stub: StubConsumer) -> None:
         self.done = 0
-        self.most_held_bytes = 0.0
+        self.halts_after = 0
+        """Jobs after which it waits for `may_go_on`; 0 for none."""
+        self.may_go_on = asyncio.Event()
         self._serve = stub.serve
         stub.serve = self.serve  # type: ignore[method-assign] # a stub that takes its time
         stub.on_job = self.answer
@@ -58,6 +60,9 @@ class SlowConsumer:
         await asyncio.sleep(JOB_S)
         await self._serve(lane, entry_id, fields)
         self.done += 1
+        if self.done == self.halts_after:
+            async with asyncio.timeout(PATIENCE_S):
+                await self.may_go_on.wait()
 
     def answer(self, job: Job, parts: list[ResultPart]) -> list[ResultPart]:
         (part,) = parts
@@ -171,6 +176,7 @@ async def test_the_first_vectors_come_long_before_the_last(site: Open) -> None:
 
     body = body_of()
     async with site() as here, httpx2.AsyncClient(timeout=PATIENCE_S) as client:
+        here.consumer.halts_after = 2
         before = metrics.HELD_RESULT_BYTES._value.get()
         watching = asyncio.create_task(watch())
         async with client.stream("POST", here.url, json=body) as response:
@@ -178,7 +184,8 @@ async def test_the_first_vectors_come_long_before_the_last(site: Open) -> None:
             assert int(response.headers["content-length"]) == INPUTS * DIM * 4
             pieces = response.aiter_raw()
             first = await anext(pieces)
-            assert here.consumer.done < 3
+            assert here.consumer.done <= 2
+            here.consumer.may_go_on.set()
             content = first + b"".join([piece async for piece in pieces])
         watching.cancel()
         assert content == vectors_of(body)
@@ -247,12 +254,14 @@ async def test_a_reader_that_takes_nothing_is_cut_and_its_work_called_off(site: 
 
 async def test_a_client_that_leaves_amid_its_answer_calls_the_rest_off(site: Open) -> None:
     async with site() as here, httpx2.AsyncClient(timeout=PATIENCE_S) as client:
+        here.consumer.halts_after = 1
         with structlog.testing.capture_logs() as logs:
             async with client.stream("POST", here.url, json=body_of()) as response:
                 await anext(response.aiter_raw())
             (entry,) = await lines(logs, 1)
         await here.nothing_under_way()
-        assert here.consumer.done < JOBS
+        assert here.consumer.done == 1
+        here.consumer.may_go_on.set()
         assert (entry["status"], entry["cut"]) == (499, "yes")
 
 

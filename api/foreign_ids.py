@@ -18,6 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from embedstream.shared.errors import InvalidInput, Misconfigured
 from embedstream.shared.settings import Settings, TokenIds
 
@@ -93,9 +96,10 @@ class ForeignIds:
             return self._decode(rows)
         return await asyncio.to_thread(self._decode, rows)
 
-    def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+    def _decode(self, rows: Sequence[list[int] | NDArray[np.integer]]) -> list[str]:
         texts = []
-        for index, row in enumerate(rows):
+        for index, ids in enumerate(rows):
+            row = ids if isinstance(ids, list) else ids.tolist()
             try:
                 texts.append(self._encoding.decode(row, errors="replace"))
             except (KeyError, OverflowError):

@@ -27,7 +27,7 @@ from .schemas import EncodingFormat, Endianness
 # other requests between them. A thread would not help: orjson and binascii keep the interpreter lock.
 _PIECE_FLOATS = 30_000
 _PIECE_BYTES = 400_000
-_PIECE_ITEMS = 256  # short vectors cost by their number
+_PIECE_ITEMS = 128  # short vectors cost by their number
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ class Site:
         The allocator keeps what the first times have cost, a leak grows every time.
         """
         await self._bear(attack)
-        grown = []
+        grown: list[int] = []
         while not grown or grown[-1] > GROWTH_BYTES >> 20:
             assert len(grown) < _MOST_ROUNDS, f"each round cost MiB that never came back: {grown}"
             before = self.rss_bytes

@@ -83,6 +83,9 @@ class Exchange:
 
     async def _parts(self, prepared: Prepared, deadline_s: float) -> AsyncGenerator[ResultPart, None]:
         """Send a request and give its parts as its jobs are done; what is not wanted any more is called off."""
+        plan, dimension = prepared.plan, prepared.dimension or ASSUMED_DIMENSION
+        if plan.n_rows == 0:  # every input was refused
+            return
         keys = await self._keys()
         session = self._sessions.of(keys)
         now = asyncio.get_running_loop().time()
@@ -90,10 +93,7 @@ class Exchange:
             raise ResultTimeout("The request's time was over before it could be sent.")
         request_id = os.urandom(16)
         jobs = cut_into_jobs(prepared, request_id, max(1, int((deadline_s - now) * 1000)))
-        if not jobs:  # every input was refused
-            return
         request = PendingRequest(request_id, jobs, now, deadline_s)
-        plan, dimension = prepared.plan, prepared.dimension or ASSUMED_DIMENSION
         expected = result_bytes(plan.travelling, plan.n_rows, prepared.least_tokens, dimension)
         with self._undelivered.expecting(expected), request.held:
             session.replies.requests[request_id] = request

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedstream.producer import LongInputs, Options, Prepared, Producer, StaleCard
-from embedstream.producer.prepare import MAX_WHOLE_CHARS, MAX_TEXT_BYTES, prepare_texts
+from embedstream.producer.fleet import ServedModel
+from embedstream.producer.prepare import MAX_TEXT_BYTES, MAX_WHOLE_CHARS, prepare, prepare_texts
+from embedstream.producer.request import cut_into_jobs
 from embedstream.shared import results
+from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import InputTooLong, InvalidInput, JobFailed, NotServed
 from embedstream.shared.jobs import Job
+from embedstream.shared.keys import Keys
 from embedstream.shared.options import VectorOptions
+from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.results import ResultPart, Status
 from embedstream.shared.settings import Settings
+from embedstream.shared.tokenization import TextTokenizer
 
 PARTIAL = Options(partial=True)
 GOOD = "the queue"
@@ -70,6 +79,38 @@ async def test_ids_that_cannot_be_served(settings: Settings, stub: Any) -> None:
         assert result.tokens.tolist() == [1, 0, 0, 0, 0, 0, 2, 0]
 
 
+TEXTS = [GOOD, "the", "", LONG_TEXT, LONG_WORDS, SURROGATE]
+ROWS = [[5], [1000], list(range(1, 18)), list(range(1, 17)), [], [-1, 3], [7, 8]]
+
+
+@given(data=st.data(), texts=st.booleans(), policy=st.sampled_from(LongInputs))
+def test_an_input_is_refused_beside_others_as_it_is_alone(
+    wordpiece_json: str, data: st.DataObject, texts: bool, policy: LongInputs
+) -> None:
+    recipe = Recipe(16, Pooling.MEAN, normalize=False, dimension=4, vocab_size=1000)
+    card = ModelCard("m", recipe, wordpiece_json, "r")
+    served = ServedModel(Keys("t", "m"), ("m",), card, TextTokenizer(wordpiece_json, recipe))
+    choices: list[Any] = [*TEXTS] if texts else [*ROWS]
+    inputs = data.draw(st.lists(st.sampled_from(choices), min_size=1, max_size=6))
+
+    def prepared(some: Any, *, partial: bool) -> Prepared:
+        return asyncio.run(prepare(some, Options(long_inputs=policy, partial=partial), served))
+
+    together = prepared(inputs, partial=True)
+    bounds = together.tokens.offsets
+    for index, item in enumerate(inputs):
+        ids = together.tokens.ids[bounds[index] : bounds[index + 1]].tolist()
+        if index not in together.failures:
+            assert ids == prepared([item], partial=False).tokens.ids.tolist()
+            continue
+        failure = together.failures[index]
+        with pytest.raises(InvalidInput) as alone:
+            prepared([item], partial=False)
+        assert failure.message == str(alone.value).replace("index 0", f"index {index}")
+        kind = InputTooLong if isinstance(alone.value, InputTooLong) else InvalidInput
+        assert (type(failure.error()), failure.param, ids) == (kind, alone.value.param, [])
+
+
 async def test_nothing_is_sent_when_all_inputs_fail(settings: Settings, stub: Any) -> None:
     async with Producer(settings=settings) as producer:
         prepared = await producer.prepare([[], [5000]], PARTIAL)
@@ -77,7 +118,7 @@ async def test_nothing_is_sent_when_all_inputs_fail(settings: Settings, stub: An
         assert (result.vectors.shape, result.tokens.tolist(), sorted(result.failures)) == ((2, 4), [0, 0], [0, 1])
         (piece,) = [piece async for piece in producer.in_order(prepared)]
         assert (piece.first, sorted(piece.failures)) == (0, [0, 1])
-        assert stub.seen == []
+        assert list(producer._sessions._sessions) == []  # it had no need of the queue
 
 
 async def test_what_is_about_the_whole_request_still_ends_it(settings: Settings, stub: Any) -> None:
@@ -151,8 +192,6 @@ async def test_texts_for_a_model_nobody_has_announced() -> None:
 
 
 def texts_sent(prepared: Prepared) -> list[str]:
-    from embedstream.producer.request import cut_into_jobs
-
     return [text for job in cut_into_jobs(prepared, bytes(16), 1000) for text in job.texts or ()]
 
 

@@ -37,7 +37,8 @@ class Context:
         notes: fields for the line in the access log; never texts or keys.
         caller: whose key it has; None where no keys are set, and on open paths.
         headers: of the answer, whatever it will be.
-        charged_tokens: what was taken from the caller's quota.
+        charged_tokens: what the request costs its caller.
+        taken_tokens: how many of them were taken from a quota, as far as Redis has told.
         cut_status: of an answer that had begun when it was given up: what its status would have been; 0 for none.
     """
 
@@ -46,6 +47,7 @@ class Context:
     caller: Caller | None = None
     headers: dict[str, str] = field(default_factory=dict)
     charged_tokens: int = 0
+    taken_tokens: int = 0
     cut_status: int = 0
 
     def note(self, **fields: str | int) -> None:

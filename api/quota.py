@@ -59,7 +59,9 @@ class Quota:
             return
         if caller.tokens_per_s is not None:
             bucket = await self._ask(caller.name, tokens, caller.tokens_per_s, caller.burst_tokens)
-            if bucket is not None:
+            if bucket is None:
+                metrics.QUOTA_UNCHECKED.inc()
+            else:
                 context.headers |= _headers(caller.tokens_per_s, caller.burst_tokens, bucket.tokens)
                 if not bucket.taken:
                     metrics.QUOTA_REFUSALS.labels(self._label(caller.name)).inc()
@@ -69,18 +71,19 @@ class Quota:
                         f"{max(0, math.floor(bucket.tokens))} are left; it can be taken in {bucket.wait_s:.1f} s.",
                         retry_after_s=bucket.wait_s,
                     )
+                context.taken_tokens += tokens
         context.charged_tokens += tokens
 
     async def settle(self, context: Context, *, accepted: bool) -> None:
         """Book what was charged when a request is over; what the queue did not accept is given back."""
-        caller, tokens = context.caller, context.charged_tokens
-        context.charged_tokens = 0
+        caller, tokens, taken = context.caller, context.charged_tokens, context.taken_tokens
+        context.charged_tokens = context.taken_tokens = 0
         if caller is None or not tokens:
             return
         if accepted:
             metrics.KEY_TOKENS.labels(self._label(caller.name)).inc(tokens)
-        elif caller.tokens_per_s is not None:
-            bucket = await self._ask(caller.name, -tokens, caller.tokens_per_s, caller.burst_tokens)
+        elif taken and caller.tokens_per_s is not None:
+            bucket = await self._ask(caller.name, -taken, caller.tokens_per_s, caller.burst_tokens)
             if bucket is not None:
                 context.headers |= _headers(caller.tokens_per_s, caller.burst_tokens, bucket.tokens)
 
@@ -93,7 +96,6 @@ class Quota:
                 key = self._keys().quota(name)
                 bucket = await self._buckets.take(key, tokens, tokens_per_s=tokens_per_s, burst_tokens=burst_tokens)
         except (RedisError, OSError) as error:  # TimeoutError is one
-            metrics.QUOTA_UNCHECKED.inc()
             if not self._silent:  # once for each time that it is away
                 log.warning("quota.unchecked", error=told(error))
             self._silent = True

@@ -252,6 +252,18 @@ async def test_one_that_is_given_up_does_not_disturb_the_others(quota: Quota, re
     await quota.charge(asked(caller), 1)
 
 
+async def test_what_was_not_taken_is_not_given_back(
+    producer: StubProducer, quota: Quota, redis: Redis, caller: Caller
+) -> None:
+    await quota.charge(asked(caller), 90)
+    context = asked(caller)
+    producer.fleet.redis_ok = False
+    await quota.charge(context, 90)
+    producer.fleet.redis_ok = True
+    await quota.settle(context, accepted=False)
+    assert await left(redis, caller) == 10
+
+
 async def test_metrics_tell_only_so_many_keys_apart(producer: StubProducer) -> None:
     quota = Quota(producer, Settings(key_labels=2))
     names = [uuid.uuid4().hex for _ in range(3)]
@@ -324,12 +336,13 @@ async def test_every_form_is_charged(limited: httpx2.AsyncClient, encoding_forma
 
 
 @pytest.mark.parametrize("error", [Overloaded("x", retry_after_s=1), Unavailable("x")])
+@pytest.mark.parametrize("form", ["float", "bytes_only"])
 async def test_what_the_queue_refuses_is_given_back(
-    limited: httpx2.AsyncClient, producer: StubProducer, redis: Redis, caller: Caller, error: Exception
+    limited: httpx2.AsyncClient, producer: StubProducer, redis: Redis, caller: Caller, error: Exception, form: str
 ) -> None:
     producer.error = error
     for _ in range(5):
-        response = await embed(limited, "a b c")
+        response = await embed(limited, "a b c", encoding_format=form)
         assert response.status_code in {429, 503}
         assert response.headers["x-ratelimit-remaining-tokens"] == "10"
     assert await left(redis, caller) == 10

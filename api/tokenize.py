@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import orjson
@@ -15,18 +15,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from embedstream.producer.fleet import ServedModel
-from embedstream.shared.errors import ModelNotFound, Unavailable
+from embedstream.producer.prepare import MAX_WHOLE_CHARS
+from embedstream.shared.errors import InputTooLong, ModelNotFound, Unavailable
 from embedstream.shared.settings import Settings
 
 from . import inputs
 from .answering import Answering
 from .chat import texts_of
+from .disconnect import unless_hung_up
 from .inputs import Conversations
 from .schemas import Body, ChatFields, Missing, read
 from .streaming import PiecedResponse
 
+T = TypeVar("T")
+
 _ON_LOOP_CHARS = 2_000
 """Texts up to this size are tokenised on the event loop (about 1 ms); a thread costs 0.1 ms."""
+_AT_ONCE_CHARS = 200_000
+"""Larger ones wait for one another: while it is tokenised, a text takes 200 bytes of memory a character."""
 _ON_LOOP_IDS = 1_000
 _PIECE_IDS = 50_000
 
@@ -105,9 +111,10 @@ class Tokenizing:
     def __init__(self, answering: Answering, settings: Settings) -> None:
         self._answering = answering
         self._settings = settings
+        self._one_large = asyncio.Lock()
 
     async def tokenize(self, request: Request) -> Response:
-        """Token ids of a text of any length, or of a conversation.
+        """Token ids of a text, which may be longer than the model reads, or of a conversation.
 
         Raises:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
@@ -127,8 +134,20 @@ class Tokenizing:
             strings = served.tokenizer.token_strings(ids.tolist()) if body.return_token_strs else None
             return list(_tokenized(ids, strings, served.card.recipe.max_length))
 
-        pieces = answer() if len(text) <= _ON_LOOP_CHARS else await asyncio.to_thread(answer)
+        if len(text) <= _ON_LOOP_CHARS:
+            pieces = answer()
+        elif len(text) <= _AT_ONCE_CHARS:
+            pieces = await asyncio.to_thread(answer)
+        elif len(text) <= MAX_WHOLE_CHARS:
+            pieces = await unless_hung_up(request.receive, self._alone(answer))
+        else:
+            message = f"The text has {len(text)} characters; at most {MAX_WHOLE_CHARS} are taken."
+            raise InputTooLong(message, param="prompt" if body.prompt is not None else "messages")
         return PiecedResponse(pieces, {}, "application/json")
+
+    async def _alone(self, work: Callable[[], T]) -> T:
+        async with self._one_large:
+            return await asyncio.to_thread(work)
 
     async def detokenize(self, request: Request) -> Response:
         """The text of token ids, special tokens included.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.api.conftest import WORDS, StubProducer
 from tests.api.test_chat import MORE, USER, serve_chat
 
 from embedstream.api import create_app
+from embedstream.producer.prepare import MAX_WHOLE_CHARS
 from embedstream.shared.settings import Settings
 
 CLS, SEP, A, B, C = (WORDS.index(word) for word in ("[CLS]", "[SEP]", "a", "b", "c"))
@@ -50,6 +52,34 @@ async def test_no_text_is_too_long(client: httpx2.AsyncClient) -> None:
     assert answer["count"] == n + 2
     text = (await posted(client, "/detokenize", tokens=[A] * n))["prompt"]
     assert text == " ".join(["a"] * n)
+
+
+async def test_a_text_that_would_take_the_memory_of_the_process(client: httpx2.AsyncClient) -> None:
+    status, kind, param, message = await refused(client, "/tokenize", prompt="a" * (MAX_WHOLE_CHARS + 1))
+    assert (status, kind, param) == (400, "BadRequestError", "prompt")
+    assert message == f"The text has {MAX_WHOLE_CHARS + 1} characters; at most {MAX_WHOLE_CHARS} are taken."
+
+
+async def test_large_texts_wait_for_one_another(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch, producer: StubProducer
+) -> None:
+    assert producer.fleet.served is not None
+    tokenizer, inside, most = producer.fleet.served.tokenizer, 0, 0
+    encode = tokenizer.encode
+
+    def watched(texts: list[str], **options: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        try:
+            return encode(texts, **options)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(tokenizer, "encode", watched)
+    answers = await asyncio.gather(*(posted(client, "/tokenize", prompt="a " * 150_000) for _ in range(4)))
+    assert [answer["count"] for answer in answers] == [150_002] * 4
+    assert most == 1
 
 
 async def test_a_conversation(client: httpx2.AsyncClient, producer: StubProducer) -> None:

@@ -112,11 +112,12 @@ async def test_sizes_cannot_be_chosen(client: httpx2.AsyncClient, dimensions: in
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("values", [1000, 10_000])  # the larger one is read in a thread
 async def test_a_body_of_too_many_values(
-    producer: StubProducer, connect_to: Callable[[Starlette], httpx2.AsyncClient], path: str
+    producer: StubProducer, connect_to: Callable[[Starlette], httpx2.AsyncClient], path: str, values: int
 ) -> None:
     async with connect_to(create_app(Settings(max_body_values=1000), producer)) as client:
-        response = await client.post(path, json={"unknown": [[]] * 1000})
+        response = await client.post(path, json={"unknown": [[]] * values})
     error = response.json()["error"]
     assert (response.status_code, error["type"]) == (400, "BadRequestError")
     assert "more than 1000 values (--max-body-values)" in error["message"]

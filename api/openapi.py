@@ -60,7 +60,10 @@ _BY_HAND: Mapping[str, JsonObject] = {
     "messages": {"anyOf": _MESSAGES},
     "prompt": _TEXT,
     "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+    "media_io_kwargs": {"type": "object", "additionalProperties": {"type": "object"}},
 }
+_SUBJECTS = ("input", "messages", "prompt", "tokens")
+"""What a request is about. All other fields may be null."""
 
 _HEADERS: Mapping[str, JsonObject] = {
     "x-request-id": {"description": "The request's own, or one made here.", "schema": _TEXT},
@@ -127,6 +130,8 @@ def _schemas() -> dict[str, JsonObject]:
 def _loosen(schema: JsonObject) -> None:
     """What only bodies of requests have: fields checked by hand, and nulls that mean "absent"."""
     properties, required = schema["properties"], schema.get("required", ())
+    for name in [name for name in properties if name not in _SUBJECTS]:
+        properties[name] = properties.pop(name)  # behind those
     for name, by_hand in _BY_HAND.items():
         if name in properties:
             properties[name] = {"description": properties[name]["description"], **by_hand}
@@ -135,7 +140,7 @@ def _loosen(schema: JsonObject) -> None:
         schema["anyOf"] = [{"required": [other]}, {"required": ["messages"]}]
     for name, field in properties.items():
         choices = field.get("anyOf", ())
-        if name not in (*required, *_BY_HAND) and {"type": "null"} not in choices:
+        if name not in (*required, *_SUBJECTS) and {"type": "null"} not in choices:
             typed = {key: field.pop(key) for key in [*field] if key not in ("description", "default")}
             field["anyOf"] = [typed, {"type": "null"}]
 

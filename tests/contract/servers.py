@@ -80,6 +80,7 @@ KINDS = {
             *("--metadata-limit-bytes", "1024"),
         ),
     ),
+    "impatient": Kind("tiny", ("--header-timeout-s", "0.5", "--read-timeout-s", "0.5")),
     "hasty": Kind("tiny", ("--request-timeout-s", "0.2")),
     "narrow": Kind("tiny", ("--max-lane-bytes", "1")),
     "trusting": Kind("any", ("--trust-request-chat-template",)),

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedstream.api.errors import row_of
 from embedstream.shared.connections import connect_sync
+from embedstream.shared.errors import StaleCard
 
 from .case import EMBEDDINGS, covers
 from .cases_request import LONG
@@ -176,6 +178,62 @@ def test_a_body_in_chunks(servers: Servers) -> None:
     status, body = ask(b'{"input": "', *[b"x" * 100] * 30, b'"}')
     assert status == 413
     assert json.loads(body)["error"]["type"] == "PayloadTooLargeError"
+
+
+def exchanged(api: Api, *pieces: bytes) -> tuple[int, dict[str, Any], bytes]:
+    """What comes back for bytes that are sent as they are, until the server ends the connection."""
+    data = b""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=60) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        while received := connection.recv(1 << 16):
+            data += received
+    head, _, body = data.partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), json.loads(body)["error"], head.lower()
+
+
+@covers("E-ERR-14", "E-ERR-15", "E-ERR-16", "E-ERR-01", "E-HDR-01")
+@pytest.mark.parametrize(
+    ("server", "sent", "status", "kind"),
+    [
+        ("tiny", b"nonsense\r\n\r\n", 400, "BadRequestError"),
+        ("tiny", b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n", 400, "BadRequestError"),
+        (
+            "tiny",
+            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+            "BadRequestError",
+        ),
+        (
+            "tiny",
+            b"GET / HTTP/1.1\r\nHost: x\r\nx: " + b"y" * 70_000 + b"\r\n\r\n",
+            431,
+            "RequestHeaderFieldsTooLargeError",
+        ),
+        ("impatient", b"GET / HTTP/1.1\r\nHost: x\r\n", 408, "RequestTimeoutError"),
+        (
+            "impatient",
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{",
+            408,
+            "RequestTimeoutError",
+        ),
+    ],
+    ids=["nonsense", "bad-header", "two-lengths", "large-head", "slow-head", "slow-body"],
+)
+def test_what_is_no_whole_request(servers: Servers, server: str, sent: bytes, status: int, kind: str) -> None:
+    answered, error, head = exchanged(servers[server], sent)
+    assert answered == status
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == (kind, status)
+    assert b"\r\nx-request-id: " in head
+    assert b"\r\ncontent-type: application/json" in head
+
+
+@covers("E-ERR-17", "E-ERR-11")
+def test_ids_of_another_revision() -> None:
+    """How it comes about is tested with the producer, whose error this is."""
+    row = row_of(StaleCard("made for another revision"))
+    assert (row.status, row.type, row.permanent) == (409, "ConflictError", True)
 
 
 @covers("E-DEAD-05")

@@ -29,8 +29,11 @@ _SMALL_BYTES = 4096
 """Up to here a piece is inflated on the spot: the way to a thread and back costs more."""
 _SMALL_PIECE_BYTES = 64 * 1024
 _PIECE_BYTES = 1024 * 1024
-_TURN_MEMBERS = 64
-"""Members opened in one turn: empty ones give nothing, and a body can have millions of them."""
+_TURN_MEMBERS = 32
+"""Members opened in one turn: each costs up to 15 us, and empty ones give nothing that would end the turn."""
+_MEMBER_BYTES = 1024
+"""A body may have one member for so many bytes of the limit. Millions of empty ones fit into it, and took minutes."""
+_FEW_MEMBERS = 1024
 
 
 class BodyLimit:
@@ -103,6 +106,7 @@ class Inflated:
         self._receive = receive
         self._coding = coding
         self._limit = limit
+        self._most_members = max(_FEW_MEMBERS, limit // _MEMBER_BYTES)
         self._stream = _Stream(coding)
         self._size = 0
         self._last_came = self._ended = False
@@ -138,6 +142,11 @@ class Inflated:
         else:
             piece = await asyncio.to_thread(self._stream.inflate, _PIECE_BYTES)
         self._size += len(piece)
+        if self._stream.members > self._most_members:
+            raise PayloadTooLargeError(
+                f"The body has more than {self._most_members} {self._coding} members: at most one for each "
+                f"{_MEMBER_BYTES} bytes of the limit, {self._limit} (--payload-limit)."
+            )
         if self._size > self._limit:
             raise PayloadTooLargeError(
                 f"The body inflates to more than {self._limit} bytes, which is the limit (--payload-limit)."
@@ -199,8 +208,9 @@ class _Stream:
     def __init__(self, coding: str) -> None:
         self._coding = coding
         self._member: _Decompressor | None = None
-        self._members = 0  # that came to their end
         self._input = b""
+        self.members = 0
+        """How many came to their end."""
         self.fed_bytes = 0
         """How much was put in last."""
 
@@ -229,7 +239,7 @@ class _Stream:
             try:
                 out = self._step(most)
             except (zlib.error, zstd.ZstdError) as error:
-                what = f"What follows the end of the {self._coding} stream" if self._members else "The body"
+                what = f"What follows the end of the {self._coding} stream" if self.members else "The body"
                 raise SchemaError(f"{what} is not valid {self._coding}: {error}") from None
             if out or self.is_hungry:
                 return out
@@ -242,10 +252,10 @@ class _Stream:
         self._member = member
         if member.eof:
             self._member, self._input = None, member.unused_data
-            self._members += 1
+            self.members += 1
         return out
 
     def _next_member(self) -> _Decompressor:
-        if self._members and self._coding == "deflate":
+        if self.members and self._coding == "deflate":
             raise zlib.error("it has one part, and something follows it")
         return _DECOMPRESSORS[self._coding]()

@@ -105,7 +105,17 @@ async def test_empty_members_take_few_turns(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(asyncio, "to_thread", counted)
     assert await inflated(gzip.compress(b"") * 20_000 + gzip.compress(b"last"), "gzip") == b"last"
-    assert 0 < hops < 500
+    assert 0 < hops < 1000
+
+
+@WITH_MEMBERS
+@pytest.mark.parametrize(("limit", "most"), [(1024, 1024), (MIB, 1024), (2 * MIB, 2048)])
+async def test_members_are_bounded_by_the_limit_of_the_body(coding: str, limit: int, most: int) -> None:
+    """A million empty ones fit into a body, and each costs as much as a kilobyte of text."""
+    empty = CODINGS[coding](b"")
+    assert await inflated(empty * most, coding, limit=limit) == b""
+    with pytest.raises(PayloadTooLargeError, match=f"more than {most} {coding} members"):
+        await inflated(empty * (most + 1), coding, limit=limit)
 
 
 async def test_two_deflate_streams_are_no_body() -> None:

@@ -291,8 +291,3 @@ async def read(request: Request, kind: type[T], settings: Settings) -> T:
     if sum(map(len, pieces)) <= ON_LOOP_BYTES:
         return kind.parse(content_type, b"".join(pieces), most_values)
     return await asyncio.to_thread(lambda: kind.parse(content_type, b"".join(pieces), most_values))
-
-
-def parse(content_type: str, body: bytes) -> EmbeddingRequest:
-    """Read the body of POST /v1/embeddings, as `Body.parse` says."""
-    return EmbeddingRequest.parse(content_type, body)

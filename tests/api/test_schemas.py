@@ -9,12 +9,15 @@ import pytest
 
 from embedstream.api.errors import SchemaError
 from embedstream.api.inputs import Conversations
-from embedstream.api.schemas import _CHAT_ONLY, EmbeddingRequest, EmbedDtype, PoolingRequest, parse
+from embedstream.api.schemas import _CHAT_ONLY, EmbeddingRequest, EmbedDtype, PoolingRequest
 from embedstream.producer import VectorType
 from embedstream.shared.errors import InvalidInput
 from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.settings import LongInputsName, Settings
+
+
+parse = EmbeddingRequest.parse
 
 
 def read(**fields: Any) -> EmbeddingRequest:

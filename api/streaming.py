@@ -187,7 +187,10 @@ class VectorStream(Response):
             elif not promise.foresaw(begun[0]):
                 begun += [piece async for piece in slices]
                 promise = promise.of_all(begun)
-            first = list(_packed(begun[0], promise.layout))  # before the head: it may hold what is no vector
+            first = []
+            for block in _packed(begun[0], promise.layout):  # before the head: it may hold what is no vector
+                first.append(block)
+                await asyncio.sleep(0)
             body = await _Body.begun(send, self._raw_head(begun, promise), promise.layout.n_bytes)
             for block in first:
                 await body.write(block)

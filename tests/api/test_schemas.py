@@ -16,7 +16,6 @@ from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.settings import LongInputsName, Settings
 
-
 parse = EmbeddingRequest.parse
 
 

@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 SETUP := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit chaos format clean
+.PHONY: help run test check unit chaos fuzz test-clients format clean
 
 help:  ## show what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: .venv/installed  ## start everything on one machine; flags: make run ARGS="--port 8123"
 	@exec $(BIN)/embedstream serve $(ARGS)
@@ -30,12 +30,18 @@ unit: .venv/installed-dev  ## pytest alone; flags: make unit ARGS="-k batching"
 chaos: .venv/installed-dev  ## kill, stall and flood a whole deployment, about 6 minutes; flags: make chaos ARGS="-k test_03"
 	$(BIN)/pytest tests/chaos -m chaos -n 6 --dist worksteal -o faulthandler_timeout=400 $(ARGS)
 
+test-clients: .venv/installed-dev .venv-clients/installed  ## real client packages against a real server; flags: make test-clients ARGS="-k litellm"
+	.venv-clients/bin/pytest -c tests/clients/pytest.ini tests/clients $(ARGS)
+
+fuzz: .venv/installed-dev  ## 2,000 requests made of the API's description, new ones each time, about 5 minutes
+	$(BIN)/pytest tests/contract -k test_every_answer_is_described --fuzz-examples 2000 -o faulthandler_timeout=900 $(ARGS)
+
 format: .venv/installed-dev  ## bring the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the other targets made
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-clients build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # A stamp is written last, so that an installation that broke off is taken up again.
 .venv/installed: $(SETUP)
@@ -50,4 +56,10 @@ clean:  ## remove what the other targets made
 .venv/installed-dev: .venv/installed
 	@echo "Installing the tools for development …"
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+.venv-clients/installed: tests/clients/requirements.txt
+	@echo "Installing the clients into .venv-clients …"
+	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@

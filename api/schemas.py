@@ -126,7 +126,8 @@ class ChatFields(Body):
             raise refusal(message, "continue_final_message", value=True)
 
 
-_CHAT_ONLY = ChatFields.model_fields.keys() - Body.model_fields.keys() - {"add_special_tokens"}
+CHAT_ONLY = ChatFields.model_fields.keys() - Body.model_fields.keys() - {"add_special_tokens"}
+"""Fields that count beside chat messages alone."""
 
 
 class InputRequest(ChatFields):
@@ -175,7 +176,7 @@ class InputRequest(ChatFields):
         elif "messages" not in given:
             given["input"] = Missing()
         if "messages" not in given and not inputs.is_chat(given["input"]):
-            for name in _CHAT_ONLY:
+            for name in CHAT_ONLY:
                 given.pop(name, None)
         return given
 

@@ -9,7 +9,7 @@ import pytest
 
 from embedstream.api.errors import SchemaError
 from embedstream.api.inputs import Conversations
-from embedstream.api.schemas import _CHAT_ONLY, EmbeddingRequest, EmbedDtype, PoolingRequest
+from embedstream.api.schemas import CHAT_ONLY, EmbeddingRequest, EmbedDtype, PoolingRequest
 from embedstream.producer import VectorType
 from embedstream.shared.errors import InvalidInput
 from embedstream.shared.jobs import LongInputs, TruncationSide
@@ -152,7 +152,7 @@ def test_long_values_are_cut() -> None:
 
 
 def test_at_most_ten_problems_are_listed() -> None:
-    fields = dict.fromkeys(EmbeddingRequest.model_fields.keys() - _CHAT_ONLY - {"messages"}, ("wrong", 1))
+    fields = dict.fromkeys(EmbeddingRequest.model_fields.keys() - CHAT_ONLY - {"messages"}, ("wrong", 1))
     with pytest.raises(SchemaError, match=f"^{len(fields)} validation errors:") as caught:
         read(**fields)
     assert len(fields) > 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,6 +112,14 @@ def test_an_input_is_refused_beside_others_as_it_is_alone(
         assert (type(failure.error()), failure.param, ids) == (kind, alone.value.param, [])
 
 
+async def test_a_text_without_tokens(settings: Settings, stub: Any) -> None:
+    async with Producer(settings=settings) as producer:
+        with pytest.raises(InvalidInput, match="cannot be empty: the input at index 1"):
+            await producer.embed(["a", ""], add_special_tokens=False)
+        prepared = await producer.prepare(["a", ""], Options(add_special_tokens=False, partial=True))
+        assert list(prepared.failures) == [1]
+
+
 async def test_nothing_is_sent_when_all_inputs_fail(settings: Settings, stub: Any) -> None:
     async with Producer(settings=settings) as producer:
         prepared = await producer.prepare([[], [5000]], PARTIAL)
@@ -155,12 +164,18 @@ async def test_rows_that_fail_at_the_consumer(settings: Settings, stub: Any, sta
             await producer.run(await producer.prepare(inputs, Options()))
 
 
-async def test_all_rows_of_the_first_job_fail(settings: Settings, stub: Any) -> None:
+@pytest.mark.parametrize("announced", [True, False])
+async def test_all_rows_of_the_first_job_fail(settings: Settings, stub: Any, announced: bool) -> None:
     """Nobody has told the size of a vector when its slice is made, unless the card did."""
-    stub.on_job = lambda job, parts: parts if job.index else [refused(job, Status.FAILED)]
+    stub.on_job = lambda job, parts: (
+        parts if job.index else [replace(refused(job, Status.FAILED), fingerprint=stub.card.fingerprint)]
+    )
     async with Producer(settings=settings) as producer:
-        result = await producer.run(await producer.prepare([[1]] * 70, PARTIAL))
+        inputs = ["a"] * 70
+        prepared = await (producer.prepare(inputs, PARTIAL) if announced else prepare_texts(inputs, PARTIAL, "m"))
+        result = await producer.run(prepared)
         assert (result.vectors.shape, sorted(result.failures)) == ((70, 4), list(range(64)))
+        assert result.vectors[64:].all()
 
 
 async def test_token_vectors_of_what_is_left(settings: Settings, stub: Any) -> None:

@@ -84,7 +84,7 @@ def create_app(settings: Settings, producer: Producer | None = None) -> Starlett
             Middleware(ErrorBodies),
             Middleware(Keys, ring, metrics_open=settings.metrics_open),
             Middleware(Settlement, quota),
-            Middleware(BodyLimit, settings.payload_limit),
+            Middleware(BodyLimit, settings.payload_limit, settings.bodies_limit_bytes),
         ],
         exception_handlers={HTTPException: pass_on},
         lifespan=lifespan,

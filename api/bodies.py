@@ -2,6 +2,7 @@
 
 The limit holds for a body as it travels and for what it inflates to, and it is kept while reading: a body that would
 inflate to gigabytes is refused at the first byte too many, and has cost no more memory than one of the limit's size.
+All bodies together are bounded too: compressed, a thousand of them are sent as quickly as one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Protocol
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedstream.shared import metrics
+from embedstream.shared.errors import Unavailable
 
 from .errors import CONTENT_CODINGS, PayloadTooLargeError, SchemaError, UnsupportedMediaTypeError
 
@@ -34,6 +38,7 @@ _TURN_MEMBERS = 32
 _MEMBER_BYTES = 1024
 """A body may have one member for so many bytes of the limit. Millions of empty ones fit into it, and took minutes."""
 _FEW_MEMBERS = 1024
+_RETRY_S = 2.0
 
 
 class BodyLimit:
@@ -41,12 +46,15 @@ class BodyLimit:
 
     Args:
         app: what reads the body, as if it had never been compressed.
-        limit: bytes.
+        limit: bytes of one body.
+        together: bytes of the bodies of all requests under way. One alone may have its limit's size all the same.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, together: int) -> None:
         self.app = app
         self._limit = limit
+        self._together = together
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application with a body that is counted as it is read."""
@@ -56,7 +64,7 @@ class BodyLimit:
         headers = Headers(scope=scope)
         coding = _coding_of(headers)
         self._check(int(headers.get("content-length", 0)), "announces")
-        seen = 0
+        seen = held = 0
 
         async def counted() -> Message:
             nonlocal seen
@@ -66,7 +74,31 @@ class BodyLimit:
             return message
 
         body = counted if coding is None else Inflated(counted, coding, self._limit).receive
-        await self.app(scope, body, send)
+
+        async def kept() -> Message:
+            nonlocal held
+            message = await body()
+            size = len(message.get("body", b""))
+            if size:
+                held += size
+                self._hold(size, held)
+            return message
+
+        try:
+            await self.app(scope, kept, send)
+        finally:
+            self._hold(-held, 0)
+
+    def _hold(self, size: int, own: int) -> None:
+        self._held += size
+        metrics.BODY_BYTES.inc(size)
+        others = self._held - own
+        if own and others and self._held > self._together:
+            raise Unavailable(
+                f"The bodies of other requests have {others} bytes here; with this one there would be more than "
+                f"{self._together} (--bodies-limit-bytes).",
+                retry_after_s=_RETRY_S,
+            )
 
     def _check(self, size: int, how: str) -> None:
         if size > self._limit:

@@ -26,6 +26,9 @@ HTTP_SECONDS = Histogram(
 HTTP_CONNECTIONS = Gauge(
     "embedstream_http_connections", "Open connections of HTTP clients.", multiprocess_mode="livesum"
 )
+BODY_BYTES = Gauge(
+    "embedstream_body_bytes", "Bytes of the bodies of HTTP requests under way, inflated.", multiprocess_mode="livesum"
+)
 KEYS_RELOADS = Counter("embedstream_keys_reloads", "Changes of the keys file that were read.", ["outcome"])
 """Outcomes: ok; failed: the file is broken, and the keys of before still count."""
 KEY_TOKENS = Counter("embedstream_key_tokens", "Tokens of requests that were taken, by the name of their key.", ["key"])

@@ -253,6 +253,13 @@ class Settings(BaseSettings):
         60.0, "Deadline of a request; past it the answer is a 504.", *_CALLERS, gt=0, le=86_400
     )
     payload_limit: int = _setting(64 * _MIB, "Largest HTTP body in bytes.", *_HTTP, ge=1024)
+    bodies_limit_bytes: int = _setting(
+        1024 * _MIB,
+        "Most bytes of HTTP bodies, inflated, that one API process holds at a time; beyond it the answer is a 503. One "
+        "alone is always taken.",
+        *_HTTP,
+        ge=_MIB,
+    )
     header_limit_bytes: int = _setting(
         64 * 1024,
         "Largest head of an HTTP request, request line and headers, each header counted with 32 bytes more than it "

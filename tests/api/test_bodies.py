@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -14,6 +15,7 @@ from starlette.types import Message
 from tests.api.conftest import StubProducer
 
 from embedstream.api import create_app
+from embedstream.shared import metrics
 from embedstream.shared.settings import Settings
 
 if sys.version_info >= (3, 14):
@@ -67,6 +69,82 @@ async def test_a_body_of_exactly_the_limit_is_taken(producer: StubProducer, conn
     async with connect_to(create_app(Settings(payload_limit=1024), producer)) as client:
         assert (await client.post(URL, content=content, headers=headers)).status_code == 200
         assert (await client.post(URL, content=content + b" ", headers=headers)).status_code == 413
+
+
+class Slow:
+    """Requests whose bodies have come in part, and wait for the rest until they are let go."""
+
+    def __init__(self, app: Starlette) -> None:
+        self._app = app
+        self._go = asyncio.Event()
+        self._tasks: list[asyncio.Task[int]] = []
+
+    async def send(self, part: bytes, coding: str = "identity") -> None:
+        """Send a request as far as this part of its body, which is read when this returns."""
+        read, calls = asyncio.Event(), 0
+
+        async def receive() -> Message:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                return {"type": "http.request", "body": part, "more_body": True}
+            read.set()
+            await self._go.wait()
+            if calls > 2:  # the client stays on
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def request() -> int:
+            statuses: list[int] = []
+
+            async def send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+                    read.set()
+
+            headers = [(b"content-type", b"application/json"), (b"content-encoding", coding.encode())]
+            await self._app({"type": "http", "method": "POST", "path": URL, "headers": headers}, receive, send)
+            return statuses[0]
+
+        self._tasks.append(asyncio.create_task(request()))
+        await read.wait()
+
+    async def statuses(self) -> list[int]:
+        """Let all bodies end; the statuses of their answers."""
+        self._go.set()
+        return await asyncio.gather(*self._tasks)
+
+
+@pytest.mark.parametrize("coding", ["identity", *CODINGS])
+async def test_all_bodies_together_are_bounded_and_one_alone_is_not(producer: StubProducer, coding: str) -> None:
+    body = json.dumps({"input": "a"}).encode().ljust(700_000)
+    content = CODINGS.get(coding, bytes)(body)
+    settings = Settings(bodies_limit_bytes=1024 * 1024, payload_limit=2 * 1024 * 1024)
+    app, before = create_app(settings, producer), metrics.BODY_BYTES._value.get()
+    slow = Slow(app)
+    await slow.send(content, coding)
+    assert metrics.BODY_BYTES._value.get() == before + 700_000
+    await slow.send(content, coding)
+    assert await slow.statuses() == [200, 503]
+    assert metrics.BODY_BYTES._value.get() == before
+    alone = Slow(app)
+    await alone.send(CODINGS.get(coding, bytes)(body.ljust(1_500_000)), coding)
+    assert await alone.statuses() == [200]
+
+
+async def test_the_503_says_when_to_come_again(producer: StubProducer, connect_to: Connect) -> None:
+    app = create_app(Settings(bodies_limit_bytes=1024 * 1024), producer)
+    slow = Slow(app)
+    await slow.send(b'{"input": "a"}'.ljust(1024 * 1024))
+    async with connect_to(app) as client:
+        response = await client.post(URL, json={"input": "a"})
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "2"
+        error = response.json()["error"]
+        assert error["type"] == "ServiceUnavailableError"
+        assert "have 1048576 bytes here; with this one there would be more than 1048576" in error["message"]
+        assert await slow.statuses() == [200]
+        assert (await client.post(URL, json={"input": "a"})).status_code == 200
 
 
 # Compressed bodies

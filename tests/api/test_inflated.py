@@ -204,5 +204,5 @@ async def test_after_the_body_the_connection_is_heard_again() -> None:
     async def send(message: Message) -> None:
         raise AssertionError(message)
 
-    await BodyLimit(app, 1024)(scope, received(gzip.compress(b"x")), send)
+    await BodyLimit(app, 1024, MIB)(scope, received(gzip.compress(b"x")), send)
     assert seen == ["http.request", "http.request", "http.disconnect"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .servers import Api, Reply
+from .client import Api, Reply
 
 Check = Callable[[Reply, Api], object]
 EMBEDDINGS = "/v1/embeddings"

@@ -11,8 +11,8 @@ import numpy as np
 
 from .case import Case, Check, bad, ok
 from .cases_request import TEXT, a
+from .client import NUMPY, Api, Reply, unpacked
 from .models import DIM, NOT_FINITE
-from .servers import NUMPY, Api, Reply, unpacked
 
 _TEXTS = ["the queue", "a", "", "b c d"]
 _ORDERS = ("native", "little", "big")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .case import Case, Check, bad, each, misfit, ok
+from .client import Api, Reply
 from .models import DIM
-from .servers import Api, Reply
 
 _CLS, _SEP, _UNK = 2, 3, 1
 
@@ -195,7 +195,7 @@ CASES: list[Case] = [
         "a template that is trusted",
         chat(_LONE, chat_template="the {{ messages[0]['content'] }}"),
         templated("the queue"),
-        server="trusting",
+        server="auto",
     ),
     ok(
         "E-CHAT-08",

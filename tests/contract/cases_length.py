@@ -1,4 +1,4 @@
-"""Truncation, chunks, sizes and pooling."""
+"""Truncation, and long inputs in chunks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .case import ANY, Case, Check, bad, each, misfit, ok
+from .case import Case, Check, bad, each, misfit, ok
 from .cases_inputs import both, equals, shaped
-from .cases_request import LONG, TEXT, a, as_pooled, plain, unit
-from .models import DIM, LENGTH
-from .servers import Api, Reply
+from .cases_request import LONG, a, plain
+from .client import Api, Reply
+from .models import LENGTH
 
 _CLS, _SEP, _THE, _QUEUE = 2, 3, 85, 87
 _WORDS = "the queue a b c d e f g h"
@@ -18,6 +18,8 @@ _WORDS = "the queue a b c d e f g h"
 _IDS = [_CLS, _THE, _QUEUE, *range(5, 13), _SEP]
 _EXACT = "the " * (LENGTH - 2)
 _HUGE = "x " * 200
+_LONG_IDS = [_CLS, *[_THE, _QUEUE] * 60, _SEP]
+_LONG_TEXT = "the queue " * 60
 
 
 def cut(count: int, *, rows: int = 1, tokens: int | None = None) -> Check:
@@ -41,7 +43,12 @@ def chunked(ids: list[int], *, again: bool) -> Check:
 
     def check(reply: Reply, api: Api) -> None:
         pieces = [ids[start : start + LENGTH] for start in range(0, len(ids), LENGTH)]
-        mean = np.average(api.vectors(pieces), axis=0, weights=[len(piece) for piece in pieces])
+        vectors = api.vectors(pieces, **({} if again else {"use_activation": False}))
+        mean = np.average(
+            vectors,
+            axis=0,
+            weights=[len(piece) for piece in pieces],
+        )
         expected = mean / np.linalg.norm(mean) if again else mean
         np.testing.assert_allclose(reply.vectors, [expected], rtol=1e-4, atol=1e-5)
         assert reply.tokens == len(ids)
@@ -49,20 +56,6 @@ def chunked(ids: list[int], *, again: bool) -> Check:
 
     return check
 
-
-def beginning(size: int, *, again: bool) -> Check:
-    """The first components of the full vector, scaled to unit length again or as they are."""
-
-    def check(reply: Reply, api: Api) -> None:
-        full = api.vectors(TEXT, use_activation=False)[:, :size]
-        expected = full / np.linalg.norm(full, axis=1, keepdims=True) if again else full
-        np.testing.assert_allclose(reply.vectors, expected, rtol=1e-4, atol=1e-5)
-
-    return check
-
-
-_LONG_IDS = [_CLS, *[_THE, _QUEUE] * 60, _SEP]
-_LONG_TEXT = "the queue " * 60
 
 CASES: list[Case] = [
     # Refused by default
@@ -207,7 +200,13 @@ CASES: list[Case] = [
         server="chunking",
     ),
     ok("E-CHUNK-01 E-CHUNK-02", "ids", {"input": _LONG_IDS}, chunked(_LONG_IDS, again=True), server="chunking"),
-    ok("E-CHUNK-02", "left as it is", a(input=_LONG_IDS), chunked(_LONG_IDS, again=False), server="raw-chunking"),
+    ok(
+        "E-CHUNK-02",
+        "left as it is",
+        a(input=_LONG_IDS, use_activation=False),
+        chunked(_LONG_IDS, again=False),
+        server="chunking",
+    ),
     ok(
         "E-CHUNK-02",
         "among others",
@@ -243,58 +242,4 @@ CASES: list[Case] = [
     ok("E-CHUNK-05", "exactly L", {"input": [5] * LENGTH}, both(cut(0), shaped(1, LENGTH)), server="chunking"),
     ok("E-CHUNK-05", "a short text", a(), plain, server="chunking"),
     bad("E-CHUNK-06 E-LIM-02", "too many tokens", {"input": [[5] * 300] * 2}, "500", server="chunking"),
-    # Sizes
-    *(
-        ok("E-DIM-01", f"full size, {server}", a(dimensions=DIM), shaped(1), server=server)
-        for server in ("tiny", "raw", "any")
-    ),
-    *(
-        bad(
-            "E-DIM-02 E-DIM-08",
-            f"size {size}",
-            a(dimensions=size),
-            "does not support Matryoshka",
-            "dimensions",
-            server="raw",
-        )
-        for size in (8, 31, 1, 33, 0, -1)
-    ),
-    *(
-        bad("E-DIM-03 E-DIM-08", f"size {size} of {server}", a(dimensions=size), "range", "dimensions", server=server)
-        for size in (0, -1, 33, 2**31, 10**9)
-        for server in ("tiny", "any")
-    ),
-    *(
-        bad(
-            "E-DIM-04 E-DIM-08",
-            f"size {size}",
-            a(dimensions=size),
-            rf"only supports Matryoshka dimensions \[.*\], got {size}",
-            "dimensions",
-        )
-        for size in (1, 5, 31)
-    ),
-    *(ok("E-DIM-04 E-DIM-06", f"size {size}", a(dimensions=size), beginning(size, again=True)) for size in (4, 8, 16)),
-    *(
-        ok("E-DIM-05 E-DIM-06", f"any size: {size}", a(dimensions=size), beginning(size, again=True), server="any")
-        for size in (1, 5, 31)
-    ),
-    ok("E-DIM-06", "unit length", a(dimensions=8), unit),
-    ok("E-DIM-07", "not normalised", a(dimensions=8, use_activation=False), beginning(8, again=False)),
-    ok("E-DIM-07", "not normalised, any", a(dimensions=5, normalize=False), beginning(5, again=False), server="any"),
-    # Pooling
-    ok("E-POOL-01", "cls", a(), as_pooled, server="raw"),
-    *(
-        Case(
-            "E-POOL-03",
-            f"pooling all: {name}",
-            body,
-            server="all",
-            status=501,
-            type="NotImplementedError",
-            param=ANY,
-            message="/pooling",
-        )
-        for name, body in {"a text": a(), "ids": {"input": [5]}, "bytes": a(encoding_format="bytes")}.items()
-    ),
 ]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from .case import Case, bad, each, misfit, ok
+from .client import Api, Reply
 from .models import DIM, LENGTH
-from .servers import Api, Reply
 
 LONG = "the " * LENGTH
 """L + 2 tokens with specials."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .case import Case
 from .servers import Servers
 
 
@@ -16,11 +17,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def servers(
-    _own_folders: None, redis_url: str, tmp_path_factory: pytest.TempPathFactory, wordpiece_json: str
+    request: pytest.FixtureRequest,
+    _own_folders: None,
+    redis_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    wordpiece_json: str,
 ) -> Iterator[Servers]:
-    """Servers by kind, started when first asked for."""
+    """Servers by kind. Those that cases name start at once, while the consumers load; others when first asked for."""
     running = Servers(redis_url, tmp_path_factory.mktemp("contract"), wordpiece_json)
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    cases = (call.params.get("case") for call in calls if call is not None)
     try:
+        running.start({case.server for case in cases if isinstance(case, Case)})
         yield running
     finally:
         running.stop()

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from .servers import Reply
+from .client import Reply
 
 
 class Description:

@@ -7,16 +7,24 @@ import pytest
 from .case import Case, covers
 from .cases_answers import CASES as ANSWERS
 from .cases_errors import CASES as ERRORS
+from .cases_headers import CASES as HEADERS
 from .cases_inputs import CASES as INPUTS
 from .cases_length import CASES as LENGTH
 from .cases_neighbours import CASES as NEIGHBOURS
+from .cases_partial import CASES as PARTIAL
+from .cases_pooling import CASES as POOLING
 from .cases_request import CASES as REQUEST
+from .cases_sizes import CASES as SIZES
 from .described import Description
 from .servers import KEY, Servers
 
 pytestmark = pytest.mark.integration
 
-CASES = [*REQUEST, *INPUTS, *LENGTH, *ANSWERS, *ERRORS, *NEIGHBOURS]
+CASES = [
+    case
+    for group in (REQUEST, INPUTS, LENGTH, SIZES, ANSWERS, ERRORS, HEADERS, PARTIAL, NEIGHBOURS, POOLING)
+    for case in group
+]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from schemathesis.specs.openapi.checks import (
 from embedstream.api.operations import OPERATIONS, Operation
 
 from .case import covers
-from .servers import Api, Servers
+from .client import Api
+from .servers import Servers
 
 pytestmark = pytest.mark.integration
 

@@ -22,8 +22,9 @@ from embedstream.shared.errors import StaleCard
 
 from .case import EMBEDDINGS, covers
 from .cases_request import LONG
+from .client import Api, unpacked
 from .models import DIM, FAIL, SLOW
-from .servers import BULK_KEY, FILE_KEY, KEY, SMALL_KEY, Api, Servers, unpacked
+from .servers import BULK_KEY, FILE_KEY, KEY, SMALL_KEY, Servers
 
 pytestmark = pytest.mark.integration
 
@@ -106,7 +107,7 @@ def test_a_failure_after_the_first_byte_cuts_the_connection(servers: Servers) ->
 @covers("E-ERR-07", "E-ERR-09")
 def test_a_full_lane(servers: Servers) -> None:
     """A lane of one byte takes a request when it is empty, and no second one."""
-    api = servers["narrow"]
+    api = servers["limited"]
     statuses: list[int] = []
     seen = threading.Event()
 

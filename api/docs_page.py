@@ -20,7 +20,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; p
 h1 { margin-bottom: 0 } h2 { margin-top: 3rem; border-bottom: 1px solid var(--line) } h4 { margin: 1.25rem 0 .25rem }
 a { color: var(--link); text-decoration: none } a:hover { text-decoration: underline }
 code, pre { font: .875em/1.45 ui-monospace, monospace } code { background: var(--soft); padding: .1em .3em }
-pre { background: var(--soft); padding: .75rem; overflow-x: auto } pre code { background: none; padding: 0 }
+pre { background: var(--soft); padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere }
+pre code { background: none; padding: 0 }
 table { border-collapse: collapse; width: 100%; font-size: .9375em; display: block; overflow-x: auto }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line) }
 section { margin: 2rem 0; padding-left: 1rem; border-left: 3px solid var(--line) } section h3 { margin: 0 }
@@ -91,6 +92,9 @@ def _operation(method: str, path: str, operation: JsonObject) -> Iterator[str]:
             yield f"<p>{escape(name.capitalize())}:</p><pre><code>{line}</code></pre>"
     yield "<h4>Answers</h4>"
     yield _rows(("status", "body", "headers"), _answers(operation["responses"]))
+    for content in operation["responses"]["200"]["content"].values():
+        if "example" in content:
+            yield f"<pre><code>{escape(json.dumps(content['example']), quote=False)}</code></pre>"
     yield "</section>"
 
 

@@ -186,10 +186,11 @@ def _answer(operation: Operation) -> JsonObject:
     headers: JsonObject = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
     for name, description in operation.answer_headers.items():
         headers[name] = {"description": description, "schema": _TEXT}
-    content = {
-        media_type: {} if model is None else {"schema": {"$ref": _REFS.format(model=model.__name__)}}
-        for media_type, model in operation.answers.items()
-    }
+    content: JsonObject = {}
+    for media_type, model in operation.answers.items():
+        content[media_type] = {} if model is None else {"schema": {"$ref": _REFS.format(model=model.__name__)}}
+        if operation.example is not None and model is not None:
+            content[media_type]["example"] = operation.example
     return {"description": operation.answer, "headers": headers, "content": content}
 
 

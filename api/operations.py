@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from . import answer_models as answers
+from . import examples
 from .schemas import EmbeddingRequest, PoolingRequest
 from .tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -59,6 +60,7 @@ class Operation:
         parameters: beside the body.
         answer_headers: of a 200, beside `x-request-id`.
         errors: statuses beside those that every request may meet.
+        example: of a 200 in JSON.
     """
 
     method: Literal["get", "post"]
@@ -74,6 +76,7 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     answer_headers: Mapping[str, str] = field(default_factory=dict)
     errors: tuple[int, ...] = ()
+    example: Any = None
 
 
 _ID = Parameter(
@@ -132,6 +135,7 @@ OPERATIONS = (
         _OF_VECTORS,
         _VECTOR_HEADERS,
         _VECTOR_ERRORS,
+        examples.EMBEDDINGS,
     ),
     Operation(
         "post",
@@ -147,6 +151,7 @@ OPERATIONS = (
         _OF_VECTORS,
         _VECTOR_HEADERS,
         _VECTOR_ERRORS,
+        examples.POOLING,
     ),
     Operation(
         "post",
@@ -161,6 +166,7 @@ OPERATIONS = (
         {"a text": {"prompt": "Hello, world", "return_token_strs": True}},
         (_ID,),
         errors=(404,),
+        example=examples.TOKENS,
     ),
     Operation(
         "post",
@@ -175,6 +181,7 @@ OPERATIONS = (
         {"tokens": {"tokens": [2, 3]}},
         (_ID,),
         errors=(404,),
+        example={"prompt": "[CLS] hello, world [SEP]"},
     ),
     Operation(
         "get",
@@ -186,6 +193,7 @@ OPERATIONS = (
         "The cards.",
         {JSON: answers.Cards},
         parameters=(_ID,),
+        example=examples.CARDS,
     ),
     Operation(
         "get",
@@ -198,6 +206,7 @@ OPERATIONS = (
         {JSON: answers.Card},
         parameters=(Parameter("name", "A served name.", {"type": "string", "minLength": 1}, "path"), _ID),
         errors=(404,),
+        example=examples.CARD,
     ),
     *(
         Operation(
@@ -209,6 +218,7 @@ OPERATIONS = (
             "A live consumer has the model loaded; if not, the answer is a 503 with the reason. Needs no key.",
             "It would.",
             {JSON: answers.Health},
+            example={"status": "ok", "model": "all-MiniLM-L6-v2", "consumers": 1},
         )
         for method, path, name in _HEALTH
     ),
@@ -221,6 +231,7 @@ OPERATIONS = (
         "Redis answers, and a consumer lives or may be waited for. Needs no key.",
         "They should.",
         {JSON: answers.Fine},
+        example={"status": "ok"},
     ),
     Operation(
         "get",
@@ -231,6 +242,7 @@ OPERATIONS = (
         "Whatever the rest of the world does. Needs no key.",
         "It does.",
         {JSON: answers.Fine},
+        example={"status": "ok"},
     ),
     Operation(
         "get",
@@ -241,6 +253,7 @@ OPERATIONS = (
         "Needs no key.",
         "The version.",
         {JSON: answers.Version},
+        example={"version": "0.1.0"},
     ),
     Operation(
         "get",

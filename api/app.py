@@ -16,6 +16,7 @@ from embedstream.shared.settings import Settings
 from .answering import Answering
 from .bodies import BodyLimit
 from .cors import Cors
+from .description import Description
 from .embeddings import EmbeddingsEndpoint
 from .errors import ErrorBodies, pass_on
 from .foreign_ids import reader_of
@@ -24,7 +25,6 @@ from .keys import METRICS_PATH, KeyRing, Keys
 from .metrics import MetricsEndpoint
 from .middleware import AccessLog, RequestId
 from .models import Models
-from .openapi import Description
 from .pooling import PoolingEndpoint
 from .quota import Quota, Settlement
 from .tokenize import Tokenizing

@@ -1,24 +1,19 @@
-"""`GET /openapi.json`: OpenAPI 3.1 of this server, from the models that check requests and the table of errors."""
+"""OpenAPI 3.1 of this server, from the models that check requests and the table of errors."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
-import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.requests import Request
-from starlette.responses import Response
 
 from embedstream.shared.settings import Settings
 
 from . import answer_models
-from .docs_page import page
 from .errors import MAX_RETRY_AFTER_S, statuses
 from .keys import METRICS_PATH, OPEN_PATHS
 from .operations import OPERATIONS, REQUEST_BODIES, Operation
@@ -207,38 +202,3 @@ def _error_answer(status: int, types: list[str]) -> JsonObject:
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
         "content": {"application/json": {"schema": {"$ref": _REFS.format(model=f"Error{status}")}}},
     }
-
-
-class Description:
-    """The endpoints for machines and for people; what they say is made once, when it is first asked for.
-
-    Args:
-        settings: as for `document`.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._json = self._page = b""
-
-    async def machines(self, request: Request) -> Response:
-        """`GET /openapi.json`."""
-        del request
-        await self._make()
-        return Response(self._json, media_type="application/json")
-
-    async def people(self, request: Request) -> Response:
-        """`GET /docs`."""
-        del request
-        await self._make()
-        return Response(self._page, media_type="text/html", headers={"content-security-policy": _NOTHING_FROM_OUTSIDE})
-
-    async def _make(self) -> None:
-        if not self._json:  # in a thread: it takes some ten milliseconds
-            self._json, self._page = await asyncio.to_thread(self._made)
-
-    def _made(self) -> tuple[bytes, bytes]:
-        described = document(self._settings)
-        return orjson.dumps(described), page(described).encode()
-
-
-_NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -16,7 +16,16 @@ class Answer:
 
 
 class Cut(Exception):
-    """The connection ended before the whole response had come."""
+    """The connection ended before the whole response had come.
+
+    Args:
+        message: why.
+        amid_body: whether it ended within a body: so a client is told that what is streamed has failed.
+    """
+
+    def __init__(self, message: str, *, amid_body: bool = False) -> None:
+        super().__init__(message)
+        self.amid_body = amid_body
 
 
 class Client:
@@ -71,5 +80,8 @@ async def _response(reader: asyncio.StreamReader) -> Answer:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     fields = (line.partition(":") for line in head[1:] if line)
     headers = {name.lower(): value.strip() for name, _, value in fields}
-    body = await reader.readexactly(int(headers["content-length"]))
+    try:
+        body = await reader.readexactly(int(headers["content-length"]))
+    except EOFError as error:
+        raise Cut(repr(error), amid_body=True) from error
     return Answer(int(head[0].split()[1]), headers, body)

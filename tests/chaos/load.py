@@ -71,7 +71,7 @@ async def ask(client: Client, asked: Asked, ledger: Ledger, timeout_s: float) ->
     except TimeoutError:
         ledger.end(line, Outcome.HUNG)
     except Cut as error:
-        ledger.end(line, Outcome.CUT, str(error))
+        ledger.end(line, Outcome.FAILED if error.amid_body else Outcome.CUT, str(error))
     else:
         ledger.settle(line, answer)
     return line

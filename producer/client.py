@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -17,7 +16,7 @@ from redis.asyncio import Redis
 
 from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
-from embedstream.shared.errors import EmbedstreamError, InvalidInput, Overloaded, StaleCard, Unavailable
+from embedstream.shared.errors import InvalidInput, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
@@ -27,20 +26,18 @@ from embedstream.shared.settings import LongInputsName, Settings
 from embedstream.shared.urls import without_password
 
 from .admission import Undelivered
-from .arguments import MAX_RESULT_TTL_S, MAX_TIMEOUT_S, listed, options_of
+from .arguments import MAX_RESULT_TTL_S, listed, options_of
 from .arrival import end_the_forlorn
-from .assemble import assemble_parts, split_by_input
+from .assemble import split_by_input
+from .by_id import RequestsById
 from .exchange import Exchange
 from .fleet import Fleet
 from .notices import Notices
 from .outcomes import counted
-from .pending import PendingRequest
-from .pickup import KeptResults, read_id
+from .pickup import read_id
 from .prepare import prepare, prepare_texts
-from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared, cut_into_jobs
+from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared
 from .sessions import Sessions, start
-from .submission import Submission
-from .unbroken import Unbroken
 
 log = get_logger()
 
@@ -81,9 +78,7 @@ class Producer:
             bulk_share=self._settings.bulk_share_percent / 100,
         )
         """What is known of the consumers, kept fresh in the background."""
-        self._submissions: dict[Keys, Submission] = {}
         self._notices = Notices(self._redis)
-        self._unbroken = Unbroken()
         self._stopping = asyncio.Event()
         self._sessions = Sessions(
             self._redis,
@@ -97,6 +92,7 @@ class Producer:
         self._exchange = Exchange(
             self._keys, self._sessions, Undelivered(self._settings.max_undelivered_bytes), self._notices
         )
+        self._by_id = RequestsById(self._redis, self.fleet, self._keys, self._notices, self._stopping)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -139,15 +135,13 @@ class Producer:
         self._stopping.set()
         loops = await self._sessions.wake()
         self._notices.wake()
-        for submission in self._submissions.values():
-            submission.wake()
-        tasks = [*self._tasks, *loops]
+        tasks = [*self._tasks, *loops, *self._by_id.wake()]
         if tasks:
             # The loops end by themselves. Cancelling a command under way would cost its connection, and redis-py may
             # swallow the cancellation.
             await asyncio.wait(tasks, timeout=READER_TIMEOUT_S + COMMAND_TIMEOUT_S)
         await self._sessions.drop()
-        await self._unbroken.join()
+        await self._by_id.join()
         await self._notices.flush()
         await self._redis.aclose()
 
@@ -256,7 +250,7 @@ class Producer:
         lane: Lane | str = Lane.INTERACTIVE,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[EmbeddedSlice, None]:
-        """The vectors piece by piece, as they finish and not in the order of the inputs.
+        """The vectors piece by piece, as they finish; in the order of the inputs where some are embedded in pieces.
 
         Arguments and errors are those of `embed`.
 
@@ -347,15 +341,9 @@ class Producer:
             message = f"result_ttl_s is {ttl_s}; it must be a whole number from 1 to {MAX_RESULT_TTL_S}."
             raise InvalidInput(message, param="result_ttl_s")
         prepared = await self.prepare(listed(inputs), options)
+        timeout_s, deadline_s = self._timeout_s(options), self._deadline_s(prepared)
         with counted(options.lane, until_result=False):
-            try:
-                async with asyncio.timeout_at(self._deadline_s(prepared)):
-                    await self._unbroken.run(self._store(prepared, name, ttl_s))
-            except TimeoutError:  # it goes on without this caller
-                raise Unavailable(
-                    "Redis has not confirmed the jobs in the request's time; submit them again under the same id.",
-                    retry_after_s=2.0,
-                ) from None
+            await self._by_id.store(prepared, name, timeout_s=timeout_s, result_ttl_s=ttl_s, deadline_s=deadline_s)
         return name.hex()
 
     async def result(self, request_id: str, *, timeout_s: float | None = None) -> NDArray[Any]:
@@ -375,7 +363,7 @@ class Producer:
             JobFailed, InvalidInput, NotServed: there will be no result.
             Unavailable: Redis does not answer.
         """
-        result = await self._pick_up(request_id, timeout_s)
+        result = await self._by_id.pick_up(request_id, self._wait_s(timeout_s))
         if len(result.vectors) != len(result.tokens):
             raise InvalidInput("It was submitted with per_token: use result_tokens().", param="request_id")
         return result.vectors.copy()
@@ -388,7 +376,7 @@ class Producer:
         Returns:
             For each input (tokens, dim).
         """
-        result = await self._pick_up(request_id, timeout_s)
+        result = await self._by_id.pick_up(request_id, self._wait_s(timeout_s))
         if len(result.vectors) != result.tokens.sum(dtype=np.int64):
             raise InvalidInput("It was submitted without per_token: use result().", param="request_id")
         return [matrix.copy() for matrix in split_by_input(result.vectors, result.tokens)]
@@ -402,10 +390,7 @@ class Producer:
             ResultNotFound: the id is unknown, or its result has expired.
             Unavailable: Redis does not answer.
         """
-        name, keys = read_id(request_id), await self._keys()
-        kept = KeptResults(self._redis, keys, self._unbroken)
-        await self._unbroken.run(kept.cancel(name, self._settings.result_ttl_s))
-        self._notices.abandon(keys, name)
+        await self._by_id.cancel(request_id, self._settings.result_ttl_s)
 
     async def prepare(self, inputs: Inputs, options: Options) -> Prepared:
         """Check and tokenise a request without sending it.
@@ -483,8 +468,11 @@ class Producer:
         policy = self._settings.long_inputs_policy if long_inputs is None else long_inputs
         return options_of(long_inputs=policy, **others)
 
+    def _wait_s(self, timeout_s: float | None) -> float:
+        return self._settings.request_timeout_s if timeout_s is None else timeout_s
+
     def _timeout_s(self, options: Options) -> float:
-        return self._settings.request_timeout_s if options.timeout_s is None else options.timeout_s
+        return self._wait_s(options.timeout_s)
 
     def _deadline_s(self, prepared: Prepared) -> float:
         """When the result is no longer wanted, on the event loop's clock."""
@@ -498,33 +486,6 @@ class Producer:
         await self.fleet.refresh_within(deadline_s - loop.time())
         again = await self._prepare(prepared.inputs, prepared.options, deadline_s - loop.time())
         return replace(again, arrived_s=prepared.arrived_s)
-
-    async def _store(self, prepared: Prepared, request_id: bytes, result_ttl_s: int) -> None:
-        keys = await self._keys()
-        if keys not in self._submissions:
-            submission = self._submissions[keys] = Submission(self._redis, keys, self.fleet.admission(keys))
-            self._tasks.append(start(submission.run(self._stopping), "submit"))
-        timeout_s, now = self._timeout_s(prepared.options), asyncio.get_running_loop().time()
-        # Every part that comes renews the expiry, so it must not be shorter than the time the others may take.
-        ttl_s = math.ceil(timeout_s) + result_ttl_s
-        jobs = cut_into_jobs(prepared, request_id, max(1, int(timeout_s * 1000)), ttl_s)
-        kept = KeptResults(self._redis, keys, self._unbroken)
-        new = await kept.announce(request_id, len(jobs), ttl_s, prepared.plan)
-        request = PendingRequest(request_id, jobs, now, now + timeout_s)
-        try:
-            await self._submissions[keys].store(request, self._stopping)
-        except EmbedstreamError:
-            if new and isinstance(request.error, Overloaded):
-                await kept.forget(request_id)
-            raise
-
-    async def _pick_up(self, request_id: str, timeout_s: float | None) -> Embeddings:
-        wait_s = self._settings.request_timeout_s if timeout_s is None else timeout_s
-        if not 0 <= wait_s <= MAX_TIMEOUT_S:
-            raise InvalidInput(f"timeout_s is {wait_s}; it must be from 0 to {MAX_TIMEOUT_S}.", param="timeout_s")
-        name, keys = read_id(request_id), await self._keys()
-        kept = KeptResults(self._redis, keys, self._unbroken)
-        return assemble_parts(*await kept.wait(name, wait_s, self._stopping))
 
     @property
     def _waits_for_the_first(self) -> bool:

@@ -205,7 +205,7 @@ async def test_a_caller_that_gives_up_breaks_no_command(producer: Producer, stub
         await asyncio.sleep(float(delay_s))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await producer._unbroken.join()
+    await producer._by_id.join()
     assert len(asyncio.all_tasks()) <= before + 2  # the fleet's polling may have one of its own
     assert await connections_made() - connections < 16  # the pool may fill; a command that is broken off costs one more
     assert await producer.result(await producer.submit([[1]])) is not None

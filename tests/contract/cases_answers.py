@@ -42,6 +42,7 @@ def packed(dtype: str, order: str, model: str = "tiny", size: int = DIM) -> Chec
 def _metadata(reply: Reply, dtype: str, order: str, model: str, width: int, size: int) -> None:
     said = json.loads(reply.headers["metadata"])
     assert reply.headers["metadata"].isascii()
+    assert reply.headers["metadata"] == json.dumps(said)  # with Python's separators
     assert set(said) == {"id", "created", "model", "data", "usage"}
     assert said["id"].startswith("embd-")
     assert said["model"] == model
@@ -58,6 +59,17 @@ def _metadata(reply: Reply, dtype: str, order: str, model: str, width: int, size
         }
         for index in range(4)
     ]
+
+
+def in_metadata(name: str) -> Check:
+    """The id in the header, whatever characters it has."""
+
+    def check(reply: Reply, api: Api) -> None:
+        assert reply.headers["metadata"].isascii()
+        assert json.loads(reply.headers["metadata"])["id"] == name
+        assert "x-evil" not in reply.headers
+
+    return check
 
 
 def in_base64(dtype: str, order: str) -> Check:
@@ -180,6 +192,15 @@ CASES: list[Case] = [
         )
         for dtype in NUMPY
         for order in _ORDERS
+    ),
+    *(
+        ok(
+            "E-NUM-02 E-REQ-17",
+            f"metadata for the id {name!r}",
+            a(encoding_format="bytes", request_id=name),
+            in_metadata(f"embd-{name}"),
+        )
+        for name in ("mine", "é", "a\r\nx-evil: 1", '"quoted"', "\0", "🎉")
     ),
     ok(
         "E-NUM-03 E-DIM-06",

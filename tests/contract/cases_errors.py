@@ -7,6 +7,20 @@ from .cases_request import a
 from .client import Api, Reply
 from .models import FAIL
 
+_WRONG = {
+    **dict.fromkeys(("model", "user", "request_id", "cache_salt", "task"), 5),
+    **dict.fromkeys(("dimensions", "truncate_prompt_tokens", "priority", "normalize", "use_activation"), "x"),
+    **dict.fromkeys(("encoding_format", "embed_dtype", "endianness"), "x"),
+}
+_NOT_SERVED = ("score", "v1/score", "rerank", "v1/rerank", "v2/rerank", "v2/embed", "classify", "invocations", "load")
+
+
+def ten_of_many(reply: Reply, api: Api) -> None:
+    """So many are counted, and ten shown."""
+    lines = reply.error["message"].splitlines()
+    assert lines[0] == f"{len(_WRONG)} validation errors:"
+    assert len(lines) == 11
+
 
 def short_message(reply: Reply, api: Api) -> None:
     """Of a body with huge values the message shows little."""
@@ -22,6 +36,7 @@ CASES: list[Case] = [
     # Their shape
     misfit("E-ERR-02", "one wrong field", a(dimensions="x"), "body.dimensions", r"^\d+ validation errors?:\n  \{"),
     misfit("E-ERR-02", "the first of several wrong fields", a(encoding_format="x", user=5), message="encoding_format"),
+    misfit("E-ERR-02", "thirteen wrong fields", a(**_WRONG, messages=None), check=ten_of_many),
     misfit("E-ERR-02 E-ERR-12", "a huge word", a(encoding_format="y" * 10_000), check=short_message),
     misfit("E-ERR-02 E-ERR-12", "a huge mixed list", {"input": ["y" * 10_000, 1]}, "body.input", check=short_message),
     misfit(
@@ -43,6 +58,7 @@ CASES: list[Case] = [
         for method, path in (
             *(("GET", "/"), ("GET", "/v1"), ("POST", "/v1/embedding"), ("GET", "/v1/embeddings/x"), ("GET", "/%00")),
             *(("GET", "/v1/embeddings/"), ("POST", "/v1//embeddings"), ("GET", "/.env"), ("DELETE", "/x")),
+            *(("POST", f"/{path}") for path in _NOT_SERVED),
         )
     ),
     *(

@@ -16,7 +16,7 @@ from embedstream.shared.settings import Settings
 from . import answer_models
 from .errors import MAX_RETRY_AFTER_S, statuses
 from .keys import METRICS_PATH, OPEN_PATHS
-from .operations import OPERATIONS, REQUEST_BODIES, Operation
+from .operations import OPERATIONS, QUOTA_HEADERS, REQUEST_BODIES, Operation
 
 JsonObject = dict[str, Any]
 
@@ -69,8 +69,17 @@ _HEADERS: Mapping[str, JsonObject] = {
     },
     "WWW-Authenticate": {"description": "How to send a key.", "schema": {"const": "Bearer"}},
     "Accept-Encoding": {"description": "The codings of bodies there are.", "schema": _TEXT},
+    **{name: {"description": text, "schema": _TEXT} for name, text in QUOTA_HEADERS.items()},
 }
-_OF_STATUS = {401: ["WWW-Authenticate"], 415: ["Accept-Encoding"], 429: ["Retry-After"], 503: ["Retry-After"]}
+_OF_STATUS = {
+    401: ["WWW-Authenticate"],
+    409: [*QUOTA_HEADERS],
+    415: ["Accept-Encoding"],
+    429: ["Retry-After", *QUOTA_HEADERS],
+    500: [*QUOTA_HEADERS],
+    503: ["Retry-After", *QUOTA_HEADERS],
+    504: [*QUOTA_HEADERS],
+}
 
 
 def document(settings: Settings) -> JsonObject:

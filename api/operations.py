@@ -94,6 +94,11 @@ _OF_VECTORS = (
     Parameter("x-metadata", "`omit`: the form `bytes` without its header `metadata`.", {"enum": ["send", "omit"]}),
 )
 _VECTOR_ERRORS = (403, 404, 409, 429, 501, 504)
+QUOTA_HEADERS = {
+    "x-ratelimit-limit-tokens": "Of keys with a quota: how many tokens it holds.",
+    "x-ratelimit-remaining-tokens": "Of keys with a quota: how many tokens are left.",
+    "x-ratelimit-reset-tokens": "Of keys with a quota: time until it is full again.",
+}
 _VECTOR_HEADERS = {
     "x-truncated-inputs": "How many inputs lost tokens.",
     "x-queue-time-ms": "Longest wait in the queue.",
@@ -101,9 +106,7 @@ _VECTOR_HEADERS = {
     "x-total-time-ms": "From the first look at the request to its answer.",
     "x-compute-tokens": "Tokens that were computed.",
     "metadata": "Of the form `bytes`: JSON that says where each vector lies.",
-    "x-ratelimit-limit-tokens": "Of keys with a quota: how many tokens it holds.",
-    "x-ratelimit-remaining-tokens": "How many are left.",
-    "x-ratelimit-reset-tokens": "When it will be full again.",
+    **QUOTA_HEADERS,
 }
 _HEALTH: tuple[tuple[Literal["get", "post"], str, str], ...] = (
     ("get", "/health", "health"),

@@ -23,6 +23,7 @@ from embedstream.shared.errors import StaleCard
 from .case import EMBEDDINGS, covers
 from .cases_request import LONG
 from .client import Api, unpacked
+from .described import Description
 from .models import DIM, FAIL, SLOW
 from .servers import BULK_KEY, FILE_KEY, KEY, SMALL_KEY, Servers
 
@@ -159,7 +160,9 @@ def test_a_quota_that_is_used_up(servers: Servers) -> None:
     assert second.error["type"] == "RateLimitError"
     assert second.headers["retry-after"] == "120"
     assert "x-should-retry" not in second.headers
+    description = Description(api.ask("GET", "/openapi.json", headers=headers).json)
     for reply in (first, second):
+        description.check("POST", EMBEDDINGS, reply)
         assert reply.headers["x-ratelimit-limit-tokens"] == "4"
         assert reply.headers["x-ratelimit-remaining-tokens"] == "0"
         assert reply.headers["x-ratelimit-reset-tokens"]

@@ -144,6 +144,8 @@ async def test_ids_give_the_vector_and_the_usage_of_their_text(
         assert answer["usage"]["prompt_tokens"] == (3 + 2) + 2 + (2 + 2)  # the model's, with its special tokens
         assert producer.runs[1].is_text  # a model replaced meanwhile is no error: it is tokenised anew
 
+        pooled = (await client.post("/pooling", json={"input": ids, "task": "embed"})).json()
+        assert [item["data"] for item in pooled["data"]] == [item["embedding"] for item in plain["data"]]
         single = (await client.post("/v1/embeddings", json={"input": ids[0]})).json()
         assert single["data"] == plain["data"][:1]
         bare = await client.post("/v1/embeddings", json={"input": ids[:1], "add_special_tokens": False})

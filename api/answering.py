@@ -29,6 +29,7 @@ from .quota import Quota
 from .responses import Form, Kind
 from .schemas import InputRequest
 from .streaming import PiecedResponse, Promise, VectorStream
+from .turns import Turns
 
 _SHOWN_NAME_CHARS = 200
 
@@ -48,6 +49,7 @@ class Answering:
         self._settings = settings
         self._quota = quota
         self._ids = ids
+        self._turns = Turns()
 
     def choices(self, request: Request, body: InputRequest) -> Choices:
         """What the request's headers ask for.
@@ -143,7 +145,7 @@ class Answering:
         await self._quota.charge(context, prepared.least_tokens)  # all that can be refused for its own sake has been
         if stream is None:
             result = await unless_hung_up(request.receive, self._run(prepared))
-            return await _json(context, envelope, form, prepared, result, start_s)
+            return await self._json(context, envelope, form, prepared, result, start_s)
         return stream
 
     def _stream(
@@ -179,6 +181,24 @@ class Answering:
         )
         return VectorStream(self._in_order(prepared), promise, head)
 
+    async def _json(
+        self, context: Context, envelope: Envelope, form: Form, prepared: Prepared, result: Embeddings, start_s: float
+    ) -> PiecedResponse:
+        dtype = prepared.options.vectors.dtype
+        failures: dict[int, Exception] = {index: failed.error() for index, failed in result.failures.items()}
+        tokens = result.tokens.copy()
+        for index in await failed_inputs(result.vectors, dtype, tokens if form.per_token else None):
+            if not prepared.options.partial:
+                raise failure(index)
+            failures[index], tokens[index] = failure(index), 0
+        if failures:
+            context.note(failed_inputs=len(failures))
+        # A model replaced while the request was under way may count other tokens.
+        envelope = replace(envelope, tokens=form.usage(tokens))
+        pieces = await responses.json_body(envelope, result, form, failures, self._turns)
+        headers = responses.timing_headers(result.timing, time.perf_counter() - start_s) | _truncation(result.truncated)
+        return PiecedResponse(pieces, headers, "application/json")
+
     async def _run(self, prepared: Prepared) -> Embeddings:
         try:
             return await self._producer.run(prepared)
@@ -205,22 +225,3 @@ def _truncation(count: int) -> dict[str, str]:
     """The header that tells how many inputs lost tokens, even if none; and their metric."""
     metrics.TRUNCATED_INPUTS.inc(count)
     return {"x-truncated-inputs": str(count)}
-
-
-async def _json(
-    context: Context, envelope: Envelope, form: Form, prepared: Prepared, result: Embeddings, start_s: float
-) -> PiecedResponse:
-    dtype = prepared.options.vectors.dtype
-    failures: dict[int, Exception] = {index: failed.error() for index, failed in result.failures.items()}
-    tokens = result.tokens.copy()
-    for index in await failed_inputs(result.vectors, dtype, tokens if form.per_token else None):
-        if not prepared.options.partial:
-            raise failure(index)
-        failures[index], tokens[index] = failure(index), 0
-    if failures:
-        context.note(failed_inputs=len(failures))
-    # A model replaced while the request was under way may count other tokens.
-    envelope = replace(envelope, tokens=form.usage(tokens))
-    pieces = await responses.json_body(envelope, result, form, failures)
-    headers = responses.timing_headers(result.timing, time.perf_counter() - start_s) | _truncation(result.truncated)
-    return PiecedResponse(pieces, headers, "application/json")

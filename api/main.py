@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import resource
 import signal
 import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 import uvicorn
@@ -21,6 +25,8 @@ from .server import PROBE_CONNECTIONS, bound_to
 
 _BACKLOG = 2048
 _KEEP_ALIVE_PROBES = 4  # of the kernel, before it takes a silent peer for gone
+_SWITCH_S = 0.001  # how long a thread keeps the interpreter from the event loop: the default is five times that
+_THREADS = 3  # for large requests: each contends with the event loop for the interpreter, and tokenizers has its own
 _SPARE_FILES = 128  # beside clients: Redis, logs, metrics, a probe
 _DRAIN_SHARE = 0.8  # of the shutdown time for requests under way; the rest is for closing the producer
 
@@ -29,6 +35,16 @@ log = get_logger()
 
 class _Server(uvicorn.Server):
     """Uvicorn, but a stop that was asked for is no death by signal: `run` returns and the exit code is ours."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start; what is there by then stays, so the collector of cycles need never look at it again.
+
+        It would do so on the event loop, for 100 ms and more.
+        """
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "large"))
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop; a second Ctrl-C no longer waits for requests."""
@@ -75,6 +91,7 @@ def _serve(app: Starlette, listener: socket.socket, settings: Settings) -> int:
         timeout_graceful_shutdown=max(1, int(settings.shutdown_timeout_s * _DRAIN_SHARE)),
     )
     logging.getLogger("uvicorn.error").addFilter(is_news)
+    sys.setswitchinterval(_SWITCH_S)
     _allow_files(settings.max_connections + PROBE_CONNECTIONS + _SPARE_FILES)
     _notice_dead_peers(listener, settings)
     host, port = listener.getsockname()[:2]

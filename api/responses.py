@@ -6,10 +6,10 @@ that decode `base64` in their own order expect.
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from embedstream.shared.results import Timing
 from .errors import error_fields
 from .layout import Envelope
 from .schemas import EncodingFormat, Endianness
+from .turns import Turns
 
 # A large response is made in pieces of about 1 ms (measured: 35 ns a float, 2 ns a byte of base64) with a turn for
 # other requests between them. A thread would not help: orjson and binascii keep the interpreter lock.
@@ -185,7 +186,7 @@ def _base64_rows(block: NDArray[Any], endianness: Endianness) -> Iterator[bytes]
 
 
 async def json_body(
-    envelope: Envelope, result: Embeddings, form: Form, failures: Mapping[int, Exception]
+    envelope: Envelope, result: Embeddings, form: Form, failures: Mapping[int, Exception], turns: Turns
 ) -> list[bytes]:
     """The JSON of an answer, in pieces that follow one another; other requests get their turn while it is made.
 
@@ -194,6 +195,7 @@ async def json_body(
         result: as for `json_items`.
         form: as for `json_items`.
         failures: as for `json_items`.
+        turns: of all answers that are being made.
     """
     head = {"id": envelope.id, "object": "list", "created": envelope.created, "model": envelope.model}
     usage = {
@@ -204,9 +206,12 @@ async def json_body(
         "completion_tokens_details": None,
     }
     pieces = [orjson.dumps(head)[:-1] + b',"data":[']
-    for piece in json_items(result, form, failures):
-        pieces.append(piece)
-        await asyncio.sleep(0)
+    items = json_items(result, form, failures)
+    more = True
+    while more:
+        async with turns:
+            pieces += (made := list(islice(items, 1)))
+        more = bool(made)
     pieces.append(b'],"usage":' + orjson.dumps(usage) + b"}")
     return pieces
 

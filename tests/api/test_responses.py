@@ -18,6 +18,7 @@ from embedstream.api import responses
 from embedstream.api.layout import Envelope, Layout, bounded_metadata, metadata
 from embedstream.api.responses import EMBEDDING, POOLING, Form
 from embedstream.api.schemas import EncodingFormat, Endianness
+from embedstream.api.turns import Turns
 from embedstream.producer import Embeddings, VectorType
 from embedstream.shared.errors import InvalidInput, JobFailed
 from embedstream.shared.results import Timing
@@ -154,7 +155,7 @@ def test_large_responses_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_the_body_has_exactly_the_fields_of_the_contract() -> None:
-    pieces = await responses.json_body(ENVELOPE, whole(np.ones((1, 2), np.float32)), form("float"), {})
+    pieces = await responses.json_body(ENVELOPE, whole(np.ones((1, 2), np.float32)), form("float"), {}, Turns())
     assert json.loads(b"".join(pieces)) == {
         "id": "embd-1",
         "object": "list",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,8 +14,8 @@ import numpy as np
 import pytest
 from tests.chaos import toy
 from tests.chaos.processes import Process
-from tests.chaos.server import free_port
 
+from .deployment import Deployment
 from .peer import Peer, post
 
 SETTINGS = {
@@ -33,7 +31,6 @@ GROWTH_BYTES = 64 * 2**20
 """What an attack may leave behind, once it has been made before."""
 _MOST_ROUNDS = 3
 _SETTLED_S = 3.0
-_START_S = 60.0
 
 Attack = Callable[[], Awaitable[None]]
 
@@ -127,33 +124,9 @@ class Site:
 def site(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The deployment, one for all attacks."""
     folder = tmp_path_factory.mktemp("hostile")
-    port = free_port()
-    settings = {"REDIS_URL": redis_url, "KEY_PREFIX": "hostile", "LOG_LEVEL": "warning", **SETTINGS}
-    variables = {f"EMBEDSTREAM_{name}": str(value) for name, value in settings.items()}
     toys = ["--name", "c1", "--journal", str(folder / "journal"), "--base-ms", "5", "--tokens-per-s", "1000000"]
-    argv = {
-        "consumer": [sys.executable, "-m", "tests.chaos.stub_consumer", *toys],
-        "api": [sys.executable, "-m", "embedstream.api", "--port", str(port)],
-    }
-    running: dict[str, Process] = {}
-    try:
-        for name, command in argv.items():
-            running[name] = Process(name, command, variables, folder / f"{name}.log")
-        _until_ready(port, running)
-        yield Site(running["api"], port)
-    finally:
-        for process in running.values():
-            process.end()
-
-
-def _until_ready(port: int, running: dict[str, Process]) -> None:
-    deadline_s = time.monotonic() + _START_S
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
-                if response.status == 200:
-                    return
-        except OSError:
-            tails = "\n".join(process.log_tail() for process in running.values())
-            assert time.monotonic() < deadline_s, tails
-            time.sleep(0.1)
+    settings = {"REDIS_URL": redis_url, "KEY_PREFIX": "hostile", **SETTINGS}
+    with Deployment(folder, settings) as here:
+        here.start("consumer", "tests.chaos.stub_consumer", *toys)
+        api = here.start_api()
+        yield Site(api, here.port)

@@ -54,9 +54,9 @@ class Peer:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def hear(self) -> Reply:
+    async def hear(self, patience_s: float = PATIENCE_S) -> Reply:
         """The next answer."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:-2])}
             body = await self.reader.readexactly(int(headers["content-length"]))

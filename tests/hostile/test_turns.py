@@ -6,9 +6,7 @@ import asyncio
 import gzip
 import json
 import random
-import sys
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -19,16 +17,15 @@ from typing import Any
 
 import pytest
 from tests.chaos.processes import Process
-from tests.chaos.server import free_port
 
 from embedstream.shared.metric_files import FOLDER_VARIABLE, PROCESS_VARIABLE
 
+from .deployment import Deployment
 from .peer import Peer, Reply, post
 from .watched_api import PATH_VARIABLE
 
 MOST_MS = 2.0
 ROUNDS = 5
-_START_S = 60.0
 _KEYS = 2000
 _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "vex", "us")
 _AUTHORIZED = b"Authorization: Bearer key-7"
@@ -78,7 +75,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("turns")
-    port, keys, lines, metrics = free_port(), folder / "keys.toml", folder / "lines", folder / "metrics"
+    keys, lines, metrics = folder / "keys.toml", folder / "lines", folder / "metrics"
     metrics.mkdir()
     lines.touch()
     digests = (sha256(f"key-{number}".encode()).hexdigest() for number in range(_KEYS))
@@ -86,42 +83,25 @@ def watched(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings = {
         "REDIS_URL": redis_url,
         "KEY_PREFIX": "turns",
-        "LOG_LEVEL": "warning",
         "MAX_WAIT_S": 1000,
         "REQUEST_TIMEOUT_S": 120,
         "API_KEYS_FILE": keys,
     }
-    variables = {f"EMBEDSTREAM_{name}": str(value) for name, value in settings.items()}
-    running: list[Process] = []
 
-    def start(name: str, module: str, *flags: str) -> Process:
-        own = {FOLDER_VARIABLE: str(metrics), PROCESS_VARIABLE: name, PATH_VARIABLE: str(lines)}
-        process = Process(name, [sys.executable, "-m", module, *flags], {**variables, **own}, folder / f"{name}.log")
-        running.append(process)
-        return process
+    def variables(name: str) -> dict[str, str]:
+        return {FOLDER_VARIABLE: str(metrics), PROCESS_VARIABLE: name, PATH_VARIABLE: str(lines)}
 
-    def start_consumer(revision: str) -> Process:
-        return start(f"consumer-{revision}", "tests.hostile.wide_consumer", "--name", revision, "--revision", revision)
+    with Deployment(folder, settings) as here:
 
-    try:
+        def start_consumer(revision: str) -> Process:
+            flags = ("--name", revision, "--revision", revision)
+            return here.start(
+                f"consumer-{revision}", "tests.hostile.wide_consumer", *flags, variables=variables(revision)
+            )
+
         start_consumer("r1")
-        start("api", "tests.hostile.watched_api", "--port", str(port))
-        deadline_s = time.monotonic() + _START_S
-        while not _is_healthy(port):
-            assert time.monotonic() < deadline_s, "\n".join(process.log_tail() for process in running)
-            time.sleep(0.1)
-        yield Watched(port, lines, keys, start_consumer)
-    finally:
-        for process in running:
-            process.end()
-
-
-def _is_healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
+        here.start_api("tests.hostile.watched_api", variables("api"))
+        yield Watched(here.port, lines, keys, start_consumer)
 
 
 def _texts(count: int, words: int) -> list[str]:

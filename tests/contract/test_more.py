@@ -26,6 +26,7 @@ from .client import Api, unpacked
 from .described import Description
 from .models import DIM, FAIL, SLOW
 from .servers import BULK_KEY, FILE_KEY, KEY, SMALL_KEY, Servers
+from .test_cases import CASES
 
 pytestmark = pytest.mark.integration
 
@@ -149,6 +150,17 @@ def test_where_requests_go(servers: Servers) -> None:
     assert went(FILE_KEY, x_lane="interactive") == "interactive"
     assert went(BULK_KEY) == "bulk"
     assert went(BULK_KEY, x_lane="bulk") == "bulk"
+
+
+@covers("E-LIM-03", "E-NUM-05", "E-ERR-03", "E-ORD-06")
+def test_what_is_refused_queues_nothing(servers: Servers) -> None:
+    """The promise of the contract's first lines, for all its cases at once."""
+    api, refused = servers["tiny"], [case for case in CASES if case.server == "tiny" and case.status in (400, 404, 415)]
+    assert len(refused) > 200
+    before = enqueued(servers, "i") + enqueued(servers, "b")
+    for case in refused:
+        assert api.ask(case.method, case.path, case.body, case.headers, raw=case.raw).status == case.status
+    assert enqueued(servers, "i") + enqueued(servers, "b") == before
 
 
 @covers("E-AUTH-09", "E-ERR-09")

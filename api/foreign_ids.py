@@ -136,7 +136,7 @@ def _encoding_of(vocabulary: bytes) -> tiktoken.Encoding:
         import tiktoken
     except ImportError:
         raise Misconfigured(
-            "--token-ids cl100k needs the package tiktoken: pip install 'embedstream[cl100k]'"
+            "--token-ids cl100k needs the package tiktoken: pip install '.[cl100k]' in embedstream's folder"
         ) from None
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, vocabulary.splitlines())}
     return tiktoken.Encoding("cl100k_base", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=_SPECIAL)

@@ -19,5 +19,5 @@ def complain_if_missing() -> int:
     names = missing()
     if not names:
         return exits.OK
-    exits.complain(f"{', '.join(names)} not installed; a consumer needs `pip install 'embedstream[consumer]'`")
+    exits.complain(f"{', '.join(names)} not installed; a consumer needs `pip install '.[consumer]'` in embedstream's folder")
     return exits.FINAL

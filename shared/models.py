@@ -120,7 +120,7 @@ def _from_hub(hub_id: str, revision: str | None, hint: str) -> ModelFiles:
     except ImportError as error:
         raise ModelLoadError(
             f"no directory and no installed package holds {hub_id}, and huggingface_hub is not installed to fetch it: "
-            f"pip install 'embedstream[consumer]'{hint}"
+            f"pip install '.[consumer]' in embedstream's folder{hint}"
         ) from error
 
     def snapshot(*, local_files_only: bool) -> Path:

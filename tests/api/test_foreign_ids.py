@@ -251,7 +251,7 @@ def test_what_is_missing_or_not_it_is_said_at_the_start(
         reader_of(settings_of(nowhere / "other"))
     assert exits.code_of(Misconfigured("")) == exits.FINAL
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    with pytest.raises(Misconfigured, match=r"pip install 'embedstream\[cl100k\]'"):
+    with pytest.raises(Misconfigured, match=r"pip install '\.\[cl100k\]'"):
         reader_of(settings_of(vocabulary))
 
 

@@ -122,7 +122,8 @@ def test_without_torch_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch,
     result = CliRunner().invoke(cli.app, [command])
     assert result.exit_code == 78
     assert result.output == (
-        "embedstream: torch_that_is_missing not installed; a consumer needs `pip install 'embedstream[consumer]'`\n"
+        "embedstream: torch_that_is_missing not installed; a consumer needs `pip install '.[consumer]'` in embedstream's "
+        "folder\n"
     )
 
 

@@ -178,7 +178,7 @@ def test_half_a_snapshot_and_no_network(tmp_path: Path, hub: Callable[..., list[
 
 def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ModelLoadError, match=r"pip install 'embedstream\[consumer\]'"):
+    with pytest.raises(ModelLoadError, match=r"pip install '\.\[consumer\]'"):
         locate(HUB_ID)
 
 

@@ -12,6 +12,8 @@ from starlette.responses import Response
 from embedstream.producer.fleet import Fleet
 from embedstream.shared.errors import Unavailable
 
+_NOT_KEPT = {"cache-control": "no-store"}  # what was true a moment ago is no answer
+
 
 class Probes:
     """What load balancers and orchestrators ask.
@@ -24,6 +26,7 @@ class Probes:
     def __init__(self, fleet: Fleet, scale_from_zero_s: float = 0.0) -> None:
         self._fleet = fleet
         self._takes_without_consumers = scale_from_zero_s > 0
+        _version()  # reads files, which is better done before anybody asks
 
     async def health(self, request: Request) -> Response:
         """Whether a request would be answered now: a live consumer has the model loaded.
@@ -67,4 +70,4 @@ def _version() -> str:
 
 
 def _answer(**fields: str | int) -> Response:
-    return Response(orjson.dumps(fields), media_type="application/json")
+    return Response(orjson.dumps(fields), headers=_NOT_KEPT, media_type="application/json")

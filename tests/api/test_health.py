@@ -19,6 +19,7 @@ async def test_healthy_when_a_consumer_has_the_model(client: httpx2.AsyncClient,
     response = await client.request(method, path)
     assert response.status_code == 200
     assert response.json() == {"status": "ok", "model": "tiny", "consumers": 1}
+    assert response.headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(("method", "path"), HEALTH)

@@ -42,7 +42,7 @@ async def ask_for_ever(port: int, body: bytes) -> None:
             await asyncio.sleep(0.25)
 
 
-async def probe(port: int, count: int, pause_s: float = 0.02) -> list[float]:
+async def probe(port: int, count: int, pause_s: float = 0.01) -> list[float]:
     """Ask /health so many times, half of them on new connections.
 
     Returns:

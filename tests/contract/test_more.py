@@ -256,7 +256,8 @@ def test_ids_of_another_revision() -> None:
 def test_the_work_of_a_client_that_hangs_up_is_called_off(servers: Servers) -> None:
     api = servers["tiny"]
     name = 'embedstream_requests_total{lane="interactive",outcome="abandoned"}'
-    before, content = metric(api, name), json.dumps({"input": [SLOW] * 3}).encode()
+    texts = [f"{SLOW} {'a ' * 40}"] * 800  # ten batches, and half a second each
+    before, content = metric(api, name), json.dumps({"input": texts}).encode()
     with socket.create_connection(("127.0.0.1", api.port), timeout=60) as connection:
         head = f"POST {EMBEDDINGS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)

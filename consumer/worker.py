@@ -21,6 +21,7 @@ from embedstream.shared.connections import READER_TIMEOUT_S, after_failure, back
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.logs import get_logger, told
+from embedstream.shared.runfile import is_embedded
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
@@ -298,9 +299,10 @@ class Worker:
         Raises:
             UnfitServer: restarting is no help.
         """
-        report = await check_server(self._clients.commands)
-        for warning in report.warnings:
-            log.info("server.warning", server=report.server, warning=warning)  # callers warn: once is enough
+        where = self._clients.where
+        report = await check_server(self._clients.commands, embedded=is_embedded(where))
+        if report.warnings:
+            log.info("worker.server", redis=where, server=report.server, warning=" ".join(report.warnings))
 
     async def _work(self, device: DeviceThread, before_the_end: list[asyncio.Task[None]]) -> None:
         while not self._stop.is_set():

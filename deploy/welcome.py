@@ -28,9 +28,18 @@ def ready_block(settings: Settings, url: str, redis_url: str, *, elapsed_s: floa
         f"embedstream {state}",
         f"  {counts}; Ctrl-C stops it",
         f"  queue: {queue}" + ("" if settings.redis_url else " (embedded Valkey)"),
+        *_kept(settings),
         curl_line(url, model, with_key=bool(settings.api_key or settings.api_keys_file)),
     ]
     return "\n".join(lines)
+
+
+def _kept(settings: Settings) -> list[str]:
+    if settings.redis_url:
+        return []
+    if settings.data_dir is None:
+        return ["  The queue lives in memory and ends with this process; --data-dir FOLDER keeps it."]
+    return [f"  The queue is kept in {settings.data_dir}."]
 
 
 def curl_line(url: str, model: str, *, with_key: bool) -> str:

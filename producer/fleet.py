@@ -18,6 +18,7 @@ from embedstream.shared.errors import MalformedMessage, Unavailable, UnfitServer
 from embedstream.shared.keys import Keys, models
 from embedstream.shared.lanes import LANES
 from embedstream.shared.logs import get_logger
+from embedstream.shared.runfile import is_embedded
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
@@ -227,15 +228,15 @@ class Fleet:
         metrics.LIVE_CONSUMERS.set(len(consumers))
 
     async def _check_server(self) -> None:
-        report = await check_server(self._redis)
+        report = await check_server(self._redis, embedded=is_embedded(self._where))
         self._server_checked = True
         self._maxmemory_bytes = report.maxmemory_bytes
         for lanes in self._lanes.values():
             lanes.admission.maxmemory_bytes = report.maxmemory_bytes
-        for warning in report.warnings:
-            if warning not in self._warned:
-                log.warning("fleet.server", redis=self._where, warning=warning)
-        self._warned.update(report.warnings)
+        if news := [warning for warning in report.warnings if warning not in self._warned]:
+            # Not a warning, so that only processes of ours tell it: users of the library can rarely mend the server.
+            log.info("fleet.server", redis=self._where, server=report.server, warning=" ".join(news))
+        self._warned.update(news)
 
     async def _sample(self) -> None:
         """Look at the lanes; length and totals are read at one moment, for they are compared."""

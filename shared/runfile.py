@@ -166,6 +166,13 @@ def create_private_folder(process: Identity) -> Path:
     raise PermissionError("no folder with a path short enough for a unix socket: set TMPDIR to a short one")
 
 
+def is_embedded(redis_url: str) -> bool:
+    """Whether a URL leads to the embedded Valkey of a `serve`: its socket lies in a private folder of that."""
+    path = Path(redis_url.removeprefix("unix://"))
+    owned = _owner_by_name(path.parent.name) is not None and path.name == SOCKET_NAME
+    return redis_url.startswith("unix://") and owned
+
+
 def sweep() -> list[Path]:
     """Remove what servers that are dead left behind, and nothing else.
 

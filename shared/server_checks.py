@@ -45,10 +45,14 @@ class ServerReport:
     warnings: tuple[str, ...] = ()
 
 
-async def check_server(redis: Redis) -> ServerReport:
+async def check_server(redis: Redis, *, embedded: bool = False) -> ServerReport:
     """Ask the server what it is, and refuse one that would lose jobs.
 
     One INFO; a CONFIG GET only where that does not tell the eviction policy.
+
+    Args:
+        redis: the server.
+        embedded: it is that of a `serve`, which has told by itself whether the queue is kept on disk.
 
     Raises:
         UnfitServer: too old, or it evicts keys when its memory is full.
@@ -59,7 +63,7 @@ async def check_server(redis: Redis) -> ServerReport:
         config = await _ask(redis.config_get("maxmemory*"))
         said = {_text(name).replace("-", "_"): _text(value) for name, value in config.items()} | said
     warnings = [*_check_version(said), *_check_policy(said)]
-    if str(said.get("aof_enabled")) == "0":
+    if not embedded and str(said.get("aof_enabled")) == "0":
         warnings.append(_NO_AOF)
     maxmemory_bytes = _number(said.get("maxmemory"))
     if maxmemory_bytes == 0:

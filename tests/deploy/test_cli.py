@@ -122,8 +122,8 @@ def test_without_torch_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch,
     result = CliRunner().invoke(cli.app, [command])
     assert result.exit_code == 78
     assert result.output == (
-        "embedstream: torch_that_is_missing not installed; a consumer needs `pip install '.[consumer]'` in embedstream's "
-        "folder\n"
+        "embedstream: torch_that_is_missing not installed; a consumer needs `pip install '.[consumer]'` in "
+        "embedstream's folder\n"
     )
 
 
@@ -203,6 +203,16 @@ def test_a_server_without_consumers_says_how_to_start_one() -> None:
     block = ready_block(Settings(consumers=0, redis_url="redis://u:p@q:1"), "http://x", "redis://u:p@q:1", elapsed_s=1)
     assert "waits for consumers: embedstream consumer --redis-url 'redis://u:***@q:1'" in block
     assert "ready" not in block
+
+
+def test_serve_says_whether_the_queue_is_kept() -> None:
+    def block(settings: Settings) -> str:
+        return ready_block(settings, "http://x", "unix:///v.sock", elapsed_s=1)
+
+    assert block(Settings()).count("lives in memory") == 1
+    assert "--data-dir" in block(Settings())
+    assert "  The queue is kept in /d.\n" in block(Settings(data_dir=Path("/d")))
+    assert "The queue" not in block(Settings(redis_url="redis://q"))
 
 
 def test_the_curl_line_survives_a_shell() -> None:

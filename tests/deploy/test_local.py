@@ -139,6 +139,7 @@ def test_ready_means_a_request_works(start: Starter) -> None:
     assert '"Authorization: Bearer $EMBEDSTREAM_API_KEY"' in lines[-1]
     assert "2 API processes, 2 consumers" in "\n".join(lines)
     assert f"queue: {run.redis_url} (embedded Valkey)" in "\n".join(lines)
+    assert runfile.is_embedded(run.redis_url)
     assert "secret" not in "\n".join(lines) + serve.errors
     assert "valkey.starting" in serve.errors
     assert "model.loading" in serve.errors

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -103,8 +104,9 @@ async def test_an_unfit_server_is_the_trouble(follower: Any, stub: Any, monkeypa
     reports: list[Any] = [UnfitServer("It evicts."), ServerReport(maxmemory_bytes=1000, warnings=("No AOF.",))]
     asked = 0
 
-    async def check(_: Redis) -> ServerReport:
+    async def check(_: Redis, *, embedded: bool) -> ServerReport:
         nonlocal asked
+        assert not embedded
         asked += 1
         report = reports[min(asked - 1, 1)]
         if isinstance(report, Exception):
@@ -125,6 +127,17 @@ async def test_an_unfit_server_is_the_trouble(follower: Any, stub: Any, monkeypa
     await fleet._guarded(failing(), fleet._lanes_contact)
     await fleet.refresh()
     assert asked == 3  # another server may have answered
+
+
+async def test_what_a_server_lacks_is_told_once_and_not_as_a_warning(follower: Any) -> None:
+    fleet = follower()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(2):
+            await fleet.refresh()
+            fleet._server_checked = False  # another server may answer
+    (line,) = [line for line in logs if line["event"] == "fleet.server"]
+    assert line["log_level"] == "info"
+    assert "append-only" in line["warning"]
 
 
 async def failing() -> None:

@@ -107,6 +107,18 @@ def test_none_and_several() -> None:
     assert [run.port for run in runfile.find_live()] == [8000, 8001]
 
 
+def test_an_embedded_queue_is_known_by_its_url() -> None:
+    folder = runfile.create_private_folder(own_identity())
+    assert runfile.is_embedded(f"unix://{folder}/{runfile.SOCKET_NAME}")
+    for other in (
+        "redis://queue:6379",
+        "unix:///var/run/redis.sock",
+        f"unix://{folder}/other.sock",
+        f"redis://{folder}/v.sock",
+    ):
+        assert not runfile.is_embedded(other)
+
+
 def test_a_second_server_on_the_port_hides_no_live_one() -> None:
     with subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
         other = identity_of(child.pid)

@@ -75,6 +75,11 @@ async def test_what_costs_safety_is_a_warning(redis: Redis) -> None:
     assert "maxmemory" in limit
 
 
+async def test_an_embedded_server_is_in_memory_by_design(redis: Redis) -> None:
+    assert (await check_server(redis)).warnings
+    assert (await check_server(redis, embedded=True)).warnings == ()
+
+
 @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
 async def test_a_server_that_evicts_is_refused(redis: Redis, policy: str) -> None:
     await redis.config_set("maxmemory-policy", policy)

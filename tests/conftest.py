@@ -29,8 +29,9 @@ from embedstream.shared.settings import PREFIX, Settings
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_folders() -> Iterator[None]:
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test meets the settings, the running servers or the caches of the person who runs it."""
+    tmp_path_factory.getbasetemp()  # pytest makes its own folder at first use, and must not make it below ours
     with (
         tempfile.TemporaryDirectory(prefix="es-", ignore_cleanup_errors=True) as name,
         pytest.MonkeyPatch.context() as patch,
@@ -41,6 +42,10 @@ def _own_folders() -> Iterator[None]:
             folder = Path(name) / variable[4:7].lower()
             folder.mkdir(mode=0o700)
             patch.setenv(variable, str(folder))
+        temporary = Path(name) / "t"  # run files are looked for there too
+        temporary.mkdir(mode=0o700)
+        patch.setenv("TMPDIR", str(temporary))
+        patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
 

@@ -33,6 +33,8 @@ INPUT_CHARS = 20
 """Requests up to this size are prepared on the event loop (about 1 ms), where an input counts as so many characters
 more; a thread costs 0.1 ms."""
 ON_LOOP_IDS = 20_000
+ROW_IDS = 64
+"""The same for token ids, where an input counts as so many ids more."""
 
 MAX_TEXT_BYTES = MAX_BODY_BYTES - 4
 """Of a text that a consumer is to tokenise: it must fit one job."""
@@ -69,7 +71,7 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
         refusals.take(without_tokens(tokens.lengths))
     else:
         rows = _rows(inputs)
-        if sum(map(len, rows)) <= ON_LOOP_IDS:
+        if sum(map(len, rows)) + ROW_IDS * len(rows) <= ON_LOOP_IDS:
             tokens = _take_ids(rows, options, served, refusals)
         else:
             tokens = await asyncio.to_thread(_take_ids, rows, options, served, refusals)

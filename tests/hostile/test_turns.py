@@ -166,6 +166,16 @@ async def test_requests(watched: Watched, name: str) -> None:
     assert statuses == {400 if name in REFUSED else 200}
 
 
+async def test_a_partial_answer_with_many_failures(watched: Watched) -> None:
+    body = _json(input=[[1000, 1001], [99_999]] * 1024)
+
+    async def attempt() -> None:
+        reply = await watched.ask(post(body, _AUTHORIZED, b"X-On-Error: partial"))
+        assert (reply.status, reply.body.count(b'"object":"error"')) == (200, 1024)
+
+    assert await watched.rounds(attempt) == ""
+
+
 async def test_compressed_bodies(watched: Watched) -> None:
     body = gzip.compress(_json(input=_texts(2048, 100)))
 

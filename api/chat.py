@@ -94,7 +94,10 @@ def _render_all(
     conversations: Conversations, fields: ChatFields, chat: ChatFormat | None, settings: Settings
 ) -> list[str]:
     deadline_s = time.monotonic() + settings.chat_timeout_s
-    template = _template(fields.chat_template, chat, conversations.param)
+    try:
+        template = _template(fields.chat_template, chat, conversations.param, deadline_s)
+    except TemplateTimeout:
+        raise _too_slow(settings, "chat_template") from None
     variables = {
         "tools": None,
         "documents": None,
@@ -114,8 +117,7 @@ def _render_all(
             message = f"The chat messages make more than {settings.max_chat_chars} characters (--max-chat-chars)."
             raise InvalidInput(message, param=conversations.param) from None
         except TemplateTimeout:
-            message = f"The chat messages take more than {settings.chat_timeout_s} s to render (--chat-timeout-s)."
-            raise InvalidInput(message, param=conversations.param) from None
+            raise _too_slow(settings, conversations.param) from None
         except Exception as error:  # a template is a program: it may raise anything
             message = f"The chat template refuses the conversation at index {index}: {_reason(error)}"
             raise InvalidInput(message, param=conversations.param) from error
@@ -124,7 +126,12 @@ def _render_all(
     return texts
 
 
-def _template(given: str | None, chat: ChatFormat | None, param: str) -> ChatTemplate:
+def _too_slow(settings: Settings, param: str) -> InvalidInput:
+    message = f"The chat messages take more than {settings.chat_timeout_s} s to render (--chat-timeout-s)."
+    return InvalidInput(message, param=param)
+
+
+def _template(given: str | None, chat: ChatFormat | None, param: str, deadline_s: float) -> ChatTemplate:
     """The template of the request, by its name among the model's or by itself; else the model's default one."""
     own = chat.templates if chat is not None else {}
     if given is not None and given not in own:
@@ -132,7 +139,7 @@ def _template(given: str | None, chat: ChatFormat | None, param: str) -> ChatTem
             message = f"The chat template has {len(given)} characters; at most {_MOST_TEMPLATE_CHARS} are allowed."
             raise InvalidInput(message, param="chat_template")
         try:
-            return ChatTemplate(given)
+            return ChatTemplate(given, deadline_s=deadline_s)
         except (jinja2.TemplateError, RecursionError) as error:
             message = f"The chat template of the request cannot be read: {_reason(error)}"
             raise InvalidInput(message, param="chat_template") from error

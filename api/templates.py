@@ -6,9 +6,10 @@ Source: `transformers.utils.chat_template_utils` (Apache-2.0); a test compares t
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -18,16 +19,20 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-_CODE_NAME = "<template>"
-"""The file name that Jinja gives the code it makes of a template."""
+_MOST_ITEMS = 1_000_000
+"""Of a text or list that `*` makes."""
+_MOST_BITS = 100_000
+"""Of a number that `*` or `**` makes: what has more is calculated in one step that nothing can end."""
 
 
-class TemplateTimeout(Exception):
-    """The template ran for too long."""
+class TemplateTimeout(BaseException):
+    """The template ran for too long. No `Exception`, so that no code of Jinja's takes it for a template's error."""
 
 
 class TemplateOverflow(Exception):
@@ -39,16 +44,19 @@ class ChatTemplate:
 
     Args:
         source: Jinja.
+        deadline_s: when compiling is given up, on the monotonic clock.
 
     Raises:
         jinja2.TemplateSyntaxError: it is none.
+        TemplateTimeout: past the deadline.
     """
 
-    def __init__(self, source: str) -> None:
-        environment = _environment()
-        self.takes_parts = _loops_over_content(environment.parse(source))
-        """Whether it goes through the parts of a content by itself; if not, it wants a text."""
-        self._template = environment.from_string(source)
+    def __init__(self, source: str, *, deadline_s: float = math.inf) -> None:
+        environment = _Environment()
+        with _given_up_at(deadline_s):
+            self.takes_parts = _loops_over_content(environment.parse(source))
+            """Whether it goes through the parts of a content by itself; if not, it wants a text."""
+            self._template = environment.from_string(source)
 
     def render(self, variables: Mapping[str, Any], *, most_chars: int, deadline_s: float) -> str:
         """The text that the template makes.
@@ -80,11 +88,15 @@ def compiled(source: str) -> ChatTemplate:
 
 @contextmanager
 def _given_up_at(deadline_s: float) -> Iterator[None]:
-    """Ends template code in this thread that runs past a moment.
+    """Ends code in this thread that runs past a moment.
 
     A thread cannot be ended from outside, and a loop that writes nothing passes no code of ours; but Python calls the
-    tracer of a thread before each line, and what the tracer raises is raised there.
+    tracer of a thread before each line, and what the tracer raises is raised there. That holds for Jinja's own code
+    too, whose filters have loops; what is one step of the interpreter must be bounded by its size.
     """
+    if deadline_s == math.inf:
+        yield
+        return
 
     def each_line(frame: FrameType, event: str, arg: object) -> Any:
         del frame, event, arg
@@ -92,29 +104,57 @@ def _given_up_at(deadline_s: float) -> Iterator[None]:
             raise TemplateTimeout
         return each_line
 
-    def each_call(frame: FrameType, event: str, arg: object) -> Any:
-        return each_line(frame, event, arg) if frame.f_code.co_filename == _CODE_NAME else None
-
     before = sys.gettrace()
-    sys.settrace(each_call)
+    sys.settrace(each_line)
     try:
         yield
     finally:
         sys.settrace(before)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-        "dict": _Dict(),
-        "namespace": _Namespace,
-    }
-    return environment
+class _Code(CodeGenerator):
+    """Jinja's compiler, but what a template writes is calculated when it is rendered, constant or not.
+
+    Constants would become part of the code: a gigabyte of it from `{{ "a" | center(999999999) }}`.
+    """
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: CodeGenerator._FinalizeInfo) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja as transformers sets it up, with bounds for the operators that make much of little in one step."""
+
+    code_generator_class = _Code
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        extensions = [_Generation, jinja2.ext.loopcontrols]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, optimized=False)
+        self.filters["tojson"] = _to_json
+        self.globals |= {
+            "raise_exception": _raise_exception,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+            "dict": _Dict(),
+            "namespace": _Namespace,
+        }
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Calculate, unless the outcome would be huge."""
+        if operator == "**":
+            size = left.bit_length() * max(right, 0) if isinstance(left, int) and isinstance(right, int) else 0
+            most = _MOST_BITS
+        elif isinstance(left, int) and isinstance(right, int):
+            size, most = left.bit_length() + right.bit_length(), _MOST_BITS
+        else:
+            times, items = (left, right) if isinstance(left, int) else (right, left)
+            size = len(items) * times if isinstance(times, int) and isinstance(items, Sized) else 0
+            most = _MOST_ITEMS
+        if size > most:
+            raise OverflowError(f"the outcome of `{operator}` is too large for a template")
+        return super().call_binop(context, operator, left, right)
 
 
 class _Generation(jinja2.ext.Extension):

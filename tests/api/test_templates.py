@@ -141,6 +141,10 @@ ESCAPES = [
     "{{ cycler.__init__.__globals__ }}",
     "{% include 'x' %}",
     "{{ strftime_now.__globals__['json'] }}",
+    "{{ 'a' * 999999999 }}",
+    "{{ 9999999 * ['a'] }}",
+    "{{ 10 ** (10 ** 9) > 1 }}",
+    "{% set ns = namespace(x=9) %}{% for i in range(64) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
 ]
 
 
@@ -160,6 +164,35 @@ def test_an_endless_template_is_given_up() -> None:
     with pytest.raises(TemplateTimeout):
         ChatTemplate(ENDLESS).render({}, most_chars=100, deadline_s=time.monotonic() + 0.05)
     assert sys.gettrace() is before
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ range(9) | slice(99999999) | list | length }}",
+        "{{ lipsum(99999, false) | length }}",
+    ],
+)
+def test_filters_that_loop_are_given_up(source: str) -> None:
+    deadline_s = time.monotonic() + 0.05
+    with pytest.raises(TemplateTimeout):
+        ChatTemplate(source, deadline_s=deadline_s).render({}, most_chars=100, deadline_s=deadline_s)
+
+
+def test_compiling_calculates_nothing() -> None:
+    large = "'abc' | slice(99999999) | list | length"
+    ChatTemplate(f"{{{{ {large} }}}}{{% set a = {large} %}}", deadline_s=time.monotonic() + 2)
+
+
+def test_compiling_is_given_up() -> None:
+    with pytest.raises(TemplateTimeout):
+        ChatTemplate("{{ a }}" * 9999, deadline_s=time.monotonic() + 0.05)
+
+
+def test_templates_calculate() -> None:
+    source = "{{ 3 * 4 }} {{ 2 ** 10 }} {{ 2 ** -1 }} {{ '-' * 3 }} {{ 2 * [1] }} {{ 0.5 * 4 }} {{ 2 ** 0.5 > 1.4 }}"
+    text = ChatTemplate(source).render({}, most_chars=100, deadline_s=math.inf)
+    assert text == "12 1024 0.5 --- [1, 1] 2.0 True"
 
 
 def test_too_much_text_is_given_up() -> None:

@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 SETUP := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit chaos fuzz test-clients format clean
+.PHONY: help run test check unit chaos fuzz test-clients format settings-page clean
 
 help:  ## show what there is
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 run: .venv/installed  ## start everything on one machine; flags: make run ARGS="--port 8123"
 	@exec $(BIN)/embedstream serve $(ARGS)
@@ -39,6 +39,9 @@ fuzz: .venv/installed-dev  ## 2,000 requests made of the API's description, new 
 format: .venv/installed-dev  ## bring the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+settings-page: .venv/installed  ## write the table of docs/settings.md from the code
+	$(BIN)/python -m embedstream.shared.settings_page docs/settings.md
 
 clean:  ## remove what the other targets made
 	rm -rf .venv .venv-clients build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

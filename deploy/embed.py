@@ -10,7 +10,7 @@ from typing import BinaryIO, TextIO
 import orjson
 
 from embedstream.shared import exits, logs, runfile
-from embedstream.shared.settings import Role, Settings
+from embedstream.shared.settings import LogLevel, Role, Settings
 
 _SLICE = 1024
 """Texts sent at once: enough to fill batches, few enough that a long pipe shows its first lines soon."""
@@ -37,7 +37,7 @@ def run(
         return exits.USAGE
     connected = runfile.connected(settings)
     # To stderr, and no more than what went wrong: stdout carries JSON alone.
-    logs.configure(connected.model_copy(update={"log_level": "warning"}), Role.EMBED)
+    logs.configure(connected.model_copy(update={"log_level": LogLevel.WARNING}), Role.EMBED)
     from embedstream.producer import SyncProducer
 
     source = iter(texts) if texts else (line.rstrip("\r\n") for line in stdin)

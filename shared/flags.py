@@ -7,18 +7,18 @@ environment, the environment wins over the defaults, and `model_fields_set` says
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from . import exits
 from .settings import PREFIX, Role, Settings, flag_of, roles_of, unknown_variables, variable_of
+from .settings_page import as_text, default_of, plain_type, range_of
 
 _SECRET = frozenset({"api_key", "redis_url"})
 """Settings whose values are never repeated: keys, and URLs that may hold a password."""
@@ -109,18 +109,12 @@ def environment_of(settings: Settings, **replaced: object) -> dict[str, str]:
         replaced: other values for some settings.
     """
     values = {name: getattr(settings, name) for name in settings.model_fields_set} | replaced
-    return {variable_of(name): _as_text(value) for name, value in values.items() if value is not None}
+    return {variable_of(name): as_text(value) for name, value in values.items() if value is not None}
 
 
 def without_settings(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment less everything that looks like a setting."""
     return {name: value for name, value in environ.items() if not name.upper().startswith(PREFIX)}
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _joined(value: object) -> object:
@@ -129,7 +123,7 @@ def _joined(value: object) -> object:
 
 
 def _option(name: str) -> inspect.Parameter:
-    kind = _plain_type(Settings.model_fields[name].annotation)
+    kind = plain_type(name)
     annotation: Any = str
     metavar = _METAVARS.get(kind)
     flag = flag_of(name)
@@ -149,15 +143,10 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def _help_of(name: str) -> str:
-    field = Settings.model_fields[name]
-    shown = field.default.value if isinstance(field.default, Enum) else field.default
-    default = "" if shown is None or shown == () else f"default: {_as_text(shown)}; "
-    return f"{field.description} [{default}env: {variable_of(name)}]"
-
-
-def _plain_type(annotation: Any) -> type:
-    """`int` of `int`, `Path` of `Path | None`, `tuple` of `tuple[str, ...]`."""
-    if get_origin(annotation) in {Union, types.UnionType}:
-        annotation = next(part for part in get_args(annotation) if part is not types.NoneType)
-    plain: type = get_origin(annotation) or annotation
-    return plain
+    default = default_of(name)
+    facts = [
+        *([f"default: {default}"] if default is not None else []),
+        *([range_of(name)] if range_of(name) else []),  # choices stand behind the flag
+        f"env: {variable_of(name)}",
+    ]
+    return f"{Settings.model_fields[name].description} [{'; '.join(facts)}]"

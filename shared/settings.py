@@ -65,6 +65,15 @@ class TokenIds(StrEnum):
     CL100K = "cl100k"
 
 
+class LogLevel(StrEnum):
+    """The least that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 class LogFormat(StrEnum):
     """Form of the log lines on stderr."""
 
@@ -117,8 +126,8 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = _setting(
         None,
-        "A TOML file of keys, each with a name and, if it shall have them, a lane and a quota; read again when it "
-        "changes. See docs/keys.md.",
+        "A TOML file of named keys, each with a lane and a quota if you like; read again when it changes. See "
+        "docs/keys.md.",
         *_HTTP,
     )
     cors_allow_origin: Names = _setting(
@@ -157,7 +166,7 @@ class Settings(BaseSettings):
     dtype: Dtype = _setting(
         Dtype.AUTO,
         "Number format of the forward pass. `auto`: bfloat16 on CPUs with AMX or AVX512-BF16, float16 on CUDA, "
-        "else float32.",
+        "else float32. Vectors of two formats differ a little: make an index and its queries with the same one.",
         *_DEVICE,
     )
 
@@ -390,9 +399,7 @@ class Settings(BaseSettings):
     metrics_open: bool = _setting(False, "Answer `GET /metrics` without a key even when `--api-key` is set.", *_HTTP)
 
     # Logs
-    log_level: str = _setting(
-        "info", "debug, info, warning or error.", *_SERVERS, pattern="^(debug|info|warning|error)$"
-    )
+    log_level: LogLevel = _setting(LogLevel.INFO, "The least that is logged.", *_SERVERS)
     log_format: LogFormat = _setting(LogFormat.CONSOLE, "Log lines for people, or one JSON object a line.", *_SERVERS)
 
     @field_validator("api_key", "cors_allow_origin", "served_model_name", mode="before")

@@ -69,7 +69,7 @@ def test_every_setting_of_a_role_is_a_flag_and_no_other(role: Role) -> None:
 
 def test_defaults_and_choices_are_shown() -> None:
     shown = Command()("--help")
-    assert "[default: 8000; env: EMBEDSTREAM_PORT]" in " ".join(shown.split())
+    assert "[default: 8000; 0 to 65535; env: EMBEDSTREAM_PORT]" in " ".join(shown.split())
     assert "<auto|float32|float16|bfloat16>" in shown
     assert "--no-auto-truncate" in shown
     assert "default: false; env: EMBEDSTREAM_AUTO_TRUNCATE" in " ".join(shown.split())

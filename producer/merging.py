@@ -52,7 +52,7 @@ class Merger:
         self._n_inputs = 0  # that were given
         self._tables: list[NDArray[np.void]] = []  # of rows that are not given yet
         self._vectors: list[NDArray[Any]] = []
-        self._failures: list[InputFailure] = []  # that these rows' messages count, from 1
+        self._failures: dict[InputFailure, int] = {}  # that these rows' messages count, from 1; none of them twice
         self._timing = Timing()
 
     @classmethod
@@ -75,8 +75,11 @@ class Merger:
         """Take the next part; the inputs that it completes, if any.
 
         Raises:
+            JobFailed: its rows do not follow those before it, or are more than there should be.
             EmbedstreamError: what an input failed of, unless `partial`.
         """
+        if part.first_row != self._n_rows:  # a row that goes on is the first of the next part again
+            raise JobFailed(_MISFIT)
         goes_on = bool(part.rows["flags"][-1] & ROW_CONTINUES)
         self._timing = longest(self._timing, part)
         self._n_rows += part.n_rows - goes_on
@@ -106,8 +109,8 @@ class Merger:
             return part.rows
         rows = part.rows.copy()
         for row in failed:
-            self._failures.append(failure_of(part, row))
-            rows["message"][row] = len(self._failures)
+            # Most fail of the same: the table has room for 65,535 numbers, and a request may have more rows.
+            rows["message"][row] = self._failures.setdefault(failure_of(part, row), len(self._failures) + 1)
         return rows
 
     def _join(self, end: int) -> EmbeddedSlice:
@@ -147,7 +150,7 @@ class Merger:
     def _keep(self, table: NDArray[np.void], vectors: NDArray[Any]) -> None:
         self._tables, self._vectors = ([table], [vectors]) if len(table) else ([], [])
         if not len(table):
-            self._failures = []
+            self._failures = {}
 
     def _placed(self, joined: NDArray[np.void], vectors: NDArray[Any]) -> NDArray[Any]:
         """(inputs, dim) with zeros where an input failed; per-token vectors as they are."""
@@ -169,6 +172,7 @@ class Merger:
         lost = rows["flags"] & ROW_TRUNCATED != 0
         if self._cut is not None:
             lost |= self._cut[first:end]
+        lost &= rows["status"] == Status.OK
         timing, self._timing = self._timing, Timing()
         return EmbeddedSlice(first, vectors, tokens, int(np.count_nonzero(lost)), timing, failures)
 

@@ -131,7 +131,7 @@ class EmbeddedSlice:
         first: place of its first input in the request.
         vectors: as in `Embeddings`; the row of an input that failed is zero, and with `per_token` it has none.
         tokens: (inputs,) tokens each input was made of; 0 for one that failed.
-        truncated: how many of its inputs lost tokens.
+        truncated: how many of its inputs lost tokens; of those that did not fail.
         timing: of the jobs that came with it.
         failures: what became of inputs that failed, by their place in the request; empty unless `partial`.
     """
@@ -152,7 +152,7 @@ class Embeddings:
         vectors: (inputs, dim) in the number format asked for; for `per_token` options (tokens, dim), the inputs'
             matrices one below the other. The row of an input that failed is zero, and with `per_token` it has none.
         tokens: (inputs,) tokens each input was made of; 0 for one that failed.
-        truncated: how many inputs lost tokens.
+        truncated: how many inputs lost tokens; of those that did not fail.
         timing: the longest wait and forward pass among its jobs, and the sum of computed tokens.
         failures: what became of inputs that failed, by their place in the request; empty unless `partial`.
     """

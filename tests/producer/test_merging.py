@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_slices_are_what_the_rows_say(
         mine = rows[row : row + count]
         bad = np.flatnonzero(mine["status"])
         some = vectors[ends[row] : ends[row + count]]
-        lost += bool((mine["flags"] & ROW_TRUNCATED).any())
+        lost += bool((mine["flags"] & ROW_TRUNCATED).any()) and not len(bad)
         size = 1
         if count == 0 or len(bad):
             assert whole.tokens[index] == 0
@@ -141,6 +142,28 @@ def test_what_was_cut_before_is_counted_in_its_slice() -> None:
     assert [piece.truncated for piece in slices] == [1, 2]
 
 
+def test_an_input_that_was_cut_and_failed_is_not_counted_as_cut() -> None:
+    rows = good(3)
+    rows["status"][0], rows["vectors"][0] = Status.FAILED, 0
+    rows["flags"][2] = ROW_TRUNCATED
+    parts = jobs_of(rows, np.zeros((2, 3), np.float32), 3, 10**6)
+    cut = np.array([True, True, False])
+    (piece,) = merged(Merger(RowPlan(np.ones(3, np.uint32), VectorOptions()), cut=cut, partial=True), parts)
+    assert (piece.truncated, list(piece.failures)) == (2, [0])
+
+
+def test_more_rows_may_fail_than_a_table_has_numbers_for() -> None:
+    n_rows = 2**16 + 1
+    rows = np.zeros(n_rows, ROW)
+    rows["tokens"], rows["status"], rows["message"] = 1, Status.FAILED, 1
+    whole = ResultPart(
+        b"r" * 16, b"f" * 16, 0, 1, 0, 1, 0, rows, np.empty((0, 0), np.float32), VectorType.FLOAT32, ("all of it",)
+    )
+    merger = Merger(RowPlan(np.array([n_rows], np.uint32), VectorOptions()), partial=True)
+    (piece,) = merged(merger, [whole])
+    assert piece.failures == {0: InputFailure(Status.FAILED, "all of it")}
+
+
 def test_the_first_failure_ends_a_request_that_wants_all() -> None:
     rows = good(3)
     rows["status"][1], rows["vectors"][1] = Status.FAILED, 0
@@ -155,6 +178,14 @@ def test_answers_that_do_not_fit_are_no_answer(counts: list[int]) -> None:
     (part,) = jobs_of(good(2), np.zeros((2, 3), np.float32), 2, 10**6)
     with pytest.raises(JobFailed, match="do not fit the rows"):
         merged(Merger(RowPlan(np.array(counts, np.uint32), VectorOptions())), [part])
+
+
+def test_answers_that_make_up_for_one_another_are_no_answer() -> None:
+    parts = jobs_of(good(4), np.zeros((4, 3), np.float32), 2, 10**6)
+    short, long = jobs_of(good(1), np.zeros((1, 3), np.float32), 1, 10**6), parts[1]
+    long = replace(long, rows=good(3), vectors=np.zeros((3, 3), np.float32))
+    with pytest.raises(JobFailed, match="do not fit the rows"):
+        merged(Merger(RowPlan(np.ones(4, np.uint32), VectorOptions())), [*short, long])
 
 
 def test_nothing_but_refused_inputs() -> None:

@@ -51,7 +51,7 @@ def json_object(content_type: str, body: bytes, most_values: int | None = None) 
     except orjson.JSONDecodeError as error:
         what = "lone surrogate: " if error.msg.endswith(_SURROGATE) else ""
         msg = f"JSON decode error: {what}{error.msg}"
-        problem = {"type": "json_invalid", "loc": (error.pos,), "msg": msg, "input": {}}
+        problem = {"type": "json_invalid", "loc": (error.pos,), "msg": msg}
         raise schema_error([problem], "body") from None
     if not isinstance(data, dict):
         problem = {"type": "dict_type", "loc": (), "msg": "Input should be a valid dictionary", "input": data}
@@ -81,16 +81,17 @@ def schema_error(problems: Iterable[Mapping[str, Any]], param: str) -> SchemaErr
     """All problems in FastAPI's words, cut to a readable size.
 
     Args:
-        problems: as pydantic lists them.
+        problems: as pydantic lists them; without `input` where that says nothing.
         param: path to the first wrong place.
     """
     problems = list(problems)
-    entries = [
-        {**problem, "loc": ("body", *problem["loc"]), "input": _shorten(problem["input"])}
-        for problem in problems[:_SHOWN_ERRORS]
-    ]
-    lines = "".join(f"\n  {entry}" for entry in entries)
+    lines = "".join(f"\n  {_entry(problem)}" for problem in problems[:_SHOWN_ERRORS])
     return SchemaError(f"{len(problems)} validation errors:{lines}", param=param)
+
+
+def _entry(problem: Mapping[str, Any]) -> dict[str, Any]:
+    entry = {**problem, "loc": ("body", *problem["loc"])}
+    return entry | {"input": _shorten(problem["input"])} if "input" in problem else entry
 
 
 def refusal(message: str, param: str, value: object) -> InvalidInput:

@@ -6,6 +6,7 @@ Pydantic checks the scalars, with its lax coercions ("8" is 8, 8.5 is an error);
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
@@ -39,8 +40,15 @@ ON_LOOP_BYTES = 16 * 1024
 """Bodies up to this size are read on the event loop (about 1 ms at worst); a thread costs 0.1 ms."""
 
 
+@dataclass(frozen=True, slots=True)
 class Missing:
-    """What stands for the input of a body that has none, so that this is told beside all else that is wrong."""
+    """What stands for the input of a body that has none, so that this is told beside all else that is wrong.
+
+    Args:
+        given: the fields the body has instead; one of them may be a typing error.
+    """
+
+    given: tuple[str, ...]
 
 
 def _read_input(value: object) -> Inputs | Conversations:
@@ -79,7 +87,7 @@ class Body(BaseModel):
             problems = error.errors(include_url=False, include_context=False)
             for problem in problems:
                 if isinstance(problem["input"], Missing):
-                    problem["input"] = {}
+                    problem["input"] = [*problem["input"].given]
             path = ".".join(map(str, ("body", *problems[0]["loc"])))
             raise schema_error(problems, path) from None
         request._check()
@@ -174,7 +182,7 @@ class InputRequest(ChatFields):
         if "input" in given:
             given.pop("messages", None)
         elif "messages" not in given:
-            given["input"] = Missing()
+            given["input"] = Missing(tuple(given))
         if "messages" not in given and not inputs.is_chat(given["input"]):
             for name in CHAT_ONLY:
                 given.pop(name, None)

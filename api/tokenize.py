@@ -79,7 +79,7 @@ class TokenizeRequest(ChatFields):
     @classmethod
     def _chosen(cls, given: dict[str, Any]) -> dict[str, Any]:
         if "prompt" not in given and "messages" not in given:
-            given["prompt"] = Missing()
+            given["prompt"] = Missing(tuple(given))
         if "prompt" in given:
             return {name: value for name, value in given.items() if name in _OF_PROMPTS}
         if given.get("continue_final_message"):

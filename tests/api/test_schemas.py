@@ -141,6 +141,21 @@ def test_all_problems_are_told_at_once() -> None:
     assert "'type': 'missing'" in str(caught.value)
 
 
+def test_what_a_body_has_in_place_of_its_input_is_told() -> None:
+    with pytest.raises(SchemaError) as caught:
+        read(model="m", inputs=["a text"], **{"k" * 300: 1})
+    message = str(caught.value)
+    assert "'msg': 'Field required', 'input': \"['model', 'inputs', 'kkk" in message
+    assert "a text" not in message
+    assert "k" * 31 not in message
+
+
+def test_of_what_is_no_json_nothing_is_repeated() -> None:
+    with pytest.raises(SchemaError, match="json_invalid") as caught:
+        parse("application/json", b'{"input": "a text')
+    assert "'input'" not in str(caught.value)
+
+
 def test_long_values_are_cut() -> None:
     with pytest.raises(SchemaError) as caught:
         read(input="a", encoding_format="y" * 5000)

@@ -22,16 +22,19 @@ from .chat import rendered
 from .choices import Choices
 from .context import Context, context_of
 from .disconnect import unless_hung_up
-from .finite import failed_inputs, failure
 from .foreign_ids import ForeignIds
+from .json_answer import JsonAnswer
 from .layout import Envelope, Layout, bounded_metadata
 from .quota import Quota
 from .responses import Form, Kind
 from .schemas import InputRequest
-from .streaming import PiecedResponse, Promise, VectorStream
+from .streaming import Content, PackedVectors, PiecedResponse, Promise, VectorStream
 from .turns import Turns
 
 _SHOWN_NAME_CHARS = 200
+_WHOLE_JSON_BYTES = 16 * 1024 * 1024
+"""Vectors up to this size are awaited before JSON is sent: as its failures have a status, and it a length. More would
+take three times as much memory as JSON, for as long as the client reads: a gigabyte for the vectors of all tokens."""
 
 
 class Answering:
@@ -141,24 +144,36 @@ class Answering:
         name = context.request_id if named or body.request_id is None else body.request_id
         usage = form.usage(prepared.tokens.lengths)
         envelope = Envelope(f"{kind.id_prefix}{name}", int(time.time()), prepared.model, usage)
-        stream = None if form.is_json else self._stream(envelope, form, prepared, choices, start_s)
-        await self._quota.charge(context, prepared.least_tokens)  # all that can be refused for its own sake has been
-        if stream is None:
-            result = await unless_hung_up(request.receive, self._run(prepared))
-            return await self._json(context, envelope, form, prepared, result, start_s)
-        return stream
-
-    def _stream(
-        self, envelope: Envelope, form: Form, prepared: Prepared, choices: Choices, start_s: float
-    ) -> VectorStream:
-        options = prepared.options
         layout = Layout(
             prepared.tokens.lengths,
             prepared.dimension or 0,  # of a model that nobody has announced yet the vectors will tell
-            options.vectors.dtype,
+            prepared.options.vectors.dtype,
             form.endianness,
             form.per_token,
         )
+        content = self._json(context, envelope, form, prepared) if form.is_json else PackedVectors()
+        whole = form.is_json and layout.n_bytes <= _WHOLE_JSON_BYTES
+        stream = None if whole else self._stream(envelope, form, prepared, choices, layout, content, start_s)
+        await self._quota.charge(context, prepared.least_tokens)  # all that can be refused for its own sake has been
+        if stream is not None:
+            return stream
+        result = await unless_hung_up(request.receive, self._run(prepared))
+        return await _whole(result, content, layout, start_s)
+
+    def _json(self, context: Context, envelope: Envelope, form: Form, prepared: Prepared) -> JsonAnswer:
+        return JsonAnswer(envelope, form, context, self._turns, partial=prepared.options.partial)
+
+    def _stream(
+        self,
+        envelope: Envelope,
+        form: Form,
+        prepared: Prepared,
+        choices: Choices,
+        layout: Layout,
+        content: Content,
+        start_s: float,
+    ) -> VectorStream:
+        options = prepared.options
         limit, known = self._settings.metadata_limit_bytes, prepared.card is not None
         if choices.with_metadata:  # it may be too long: that is better known before anything is queued
             bounded_metadata(envelope, layout, limit)
@@ -176,28 +191,10 @@ class Answering:
         promise = Promise(
             layout,
             known=known,
-            exact=choices.with_metadata or form.per_token or (cuts and not known),
+            exact=choices.with_metadata or (form.per_token and not form.is_json) or (cuts and not known),
             truncated=prepared.tokens.truncated,
         )
-        return VectorStream(self._in_order(prepared), promise, head)
-
-    async def _json(
-        self, context: Context, envelope: Envelope, form: Form, prepared: Prepared, result: Embeddings, start_s: float
-    ) -> PiecedResponse:
-        dtype = prepared.options.vectors.dtype
-        failures: dict[int, Exception] = {index: failed.error() for index, failed in result.failures.items()}
-        tokens = result.tokens.copy()
-        for index in await failed_inputs(result.vectors, dtype, tokens if form.per_token else None):
-            if not prepared.options.partial:
-                raise failure(index)
-            failures[index], tokens[index] = failure(index), 0
-        if failures:
-            context.note(failed_inputs=len(failures))
-        # A model replaced while the request was under way may count other tokens.
-        envelope = replace(envelope, tokens=form.usage(tokens))
-        pieces = await responses.json_body(envelope, result, form, failures, self._turns)
-        headers = responses.timing_headers(result.timing, time.perf_counter() - start_s) | _truncation(result.truncated)
-        return PiecedResponse(pieces, headers, "application/json")
+        return VectorStream(self._in_order(prepared), promise, head, content)
 
     async def _run(self, prepared: Prepared) -> Embeddings:
         try:
@@ -225,3 +222,10 @@ def _truncation(count: int) -> dict[str, str]:
     """The header that tells how many inputs lost tokens, even if none; and their metric."""
     metrics.TRUNCATED_INPUTS.inc(count)
     return {"x-truncated-inputs": str(count)}
+
+
+async def _whole(result: Embeddings, content: Content, layout: Layout, start_s: float) -> PiecedResponse:
+    piece = EmbeddedSlice(0, result.vectors, result.tokens, failures=result.failures)
+    pieces = [content.opening, *[each async for each in content.pieces(piece, layout)], content.closing()]
+    headers = responses.timing_headers(result.timing, time.perf_counter() - start_s) | _truncation(result.truncated)
+    return PiecedResponse(pieces, headers, content.media_type)

@@ -9,23 +9,20 @@ from __future__ import annotations
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from embedstream.producer import Embeddings
+from embedstream.producer import EmbeddedSlice
 from embedstream.shared.results import Timing
 
 from .errors import error_fields
-from .layout import Envelope
 from .schemas import EncodingFormat, Endianness
-from .turns import Turns
 
-# A large response is made in pieces of about 1 ms (measured: 35 ns a float, 2 ns a byte of base64) with a turn for
-# other requests between them. A thread would not help: orjson and binascii keep the interpreter lock.
+# JSON is made in pieces of about 1 ms (measured: 35 ns a float, 2 ns a byte of base64) with a turn for other requests
+# between them. A thread would not help: orjson and binascii keep the interpreter lock.
 _PIECE_FLOATS = 30_000
 _PIECE_BYTES = 400_000
 _PIECE_ITEMS = 128  # short vectors cost by their number
@@ -99,24 +96,24 @@ def pack(vectors: NDArray[np.generic], endianness: Endianness) -> NDArray[np.uin
     return rows.view(np.uint8)
 
 
-def json_items(result: Embeddings, form: Form, failures: Mapping[int, Exception]) -> Iterator[bytes]:
+def json_items(piece: EmbeddedSlice, form: Form, failures: Mapping[int, Exception]) -> Iterator[bytes]:
     """The items of `data` as JSON, some at a time and with the commas between them.
 
     Args:
-        result: vectors in float32 for the form `float`; they are finite, for JSON has no other numbers.
+        piece: vectors in float32 for the form `float`; they are finite, for JSON has no other numbers.
         form: `float` or `base64`, in the standard alphabet.
-        failures: of the inputs that have an error in place of a vector.
+        failures: of the inputs that have an error in place of a vector, by their place in the request.
     """
     floats = form.encoding == "float"
-    vectors = np.ascontiguousarray(result.vectors)
-    bounds = _bounds(result, per_token=form.per_token)
+    vectors = np.ascontiguousarray(piece.vectors)
+    bounds = _bounds(piece.tokens, per_token=form.per_token)
     most = max(1, (_PIECE_FLOATS if floats else _PIECE_BYTES // vectors.itemsize) // max(1, vectors.shape[1]))
     most = min(most, _PIECE_ITEMS)
     comma = b""
     for first, end in _groups(bounds, most):
         block = vectors[bounds[first] : bounds[end]]
-        if len(block) > most:  # one input with many vectors
-            yield comma + _head(first, form.kind)
+        if len(block) > most and piece.first + first not in failures:  # one input with many vectors
+            yield comma + _head(piece.first + first, form.kind)
             yield from _float_rows(block, most) if floats else _base64_rows(block, form.endianness)
             yield b"}"
         else:
@@ -124,17 +121,17 @@ def json_items(result: Embeddings, form: Form, failures: Mapping[int, Exception]
             values = (matrix if form.per_token or not len(matrix) else matrix[0] for matrix in matrices)
             items = [
                 _item(index, form, value) if index not in failures else _error_item(index, failures[index])
-                for index, value in enumerate(values, first)
+                for index, value in enumerate(values, piece.first + first)
             ]
             yield comma + orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
         comma = b","
 
 
-def _bounds(result: Embeddings, *, per_token: bool) -> NDArray[np.int64]:
+def _bounds(tokens: NDArray[np.uint32], *, per_token: bool) -> NDArray[np.int64]:
     """(inputs + 1,) where the vectors of each input begin."""
-    bounds = np.zeros(len(result.tokens) + 1, np.int64)
+    bounds = np.zeros(len(tokens) + 1, np.int64)
     if per_token:
-        np.cumsum(result.tokens, dtype=np.int64, out=bounds[1:])
+        np.cumsum(tokens, dtype=np.int64, out=bounds[1:])
     else:
         bounds[1:] = np.arange(1, len(bounds))
     return bounds
@@ -183,37 +180,6 @@ def _base64_rows(block: NDArray[Any], endianness: Endianness) -> Iterator[bytes]
     for first in range(0, len(block), step):
         yield binascii.b2a_base64(pack(block[first : first + step], endianness).data, newline=False)
     yield b'"'
-
-
-async def json_body(
-    envelope: Envelope, result: Embeddings, form: Form, failures: Mapping[int, Exception], turns: Turns
-) -> list[bytes]:
-    """The JSON of an answer, in pieces that follow one another; other requests get their turn while it is made.
-
-    Args:
-        envelope: the fields beside `data`.
-        result: as for `json_items`.
-        form: as for `json_items`.
-        failures: as for `json_items`.
-        turns: of all answers that are being made.
-    """
-    head = {"id": envelope.id, "object": "list", "created": envelope.created, "model": envelope.model}
-    usage = {
-        "prompt_tokens": envelope.tokens,
-        "total_tokens": envelope.tokens,
-        "completion_tokens": 0,
-        "prompt_tokens_details": None,
-        "completion_tokens_details": None,
-    }
-    pieces = [orjson.dumps(head)[:-1] + b',"data":[']
-    items = json_items(result, form, failures)
-    more = True
-    while more:
-        async with turns:
-            pieces += (made := list(islice(items, 1)))
-        more = bool(made)
-    pieces.append(b'],"usage":' + orjson.dumps(usage) + b"}")
-    return pieces
 
 
 def timing_headers(timing: Timing, total_s: float) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Answers that leave in small pieces: made ones as fast as the client takes them, `bytes` ones while they are made.
+"""Answers that leave in small pieces: made ones as fast as the client takes them, others while they are made.
 
 The connection holds a sender back (`send` waits until there is room), and tells when the client has left or was cut
 off because it took nothing.
@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from starlette.responses import Response
@@ -19,7 +20,7 @@ from embedstream.producer import EmbeddedSlice, StaleCard
 from embedstream.shared.results import Timing
 
 from .disconnect import unless_hung_up
-from .finite import failed_of, failure
+from .finite import failed_inputs, failure
 from .layout import Layout
 from .responses import pack
 
@@ -34,38 +35,32 @@ class _Body:
     look as if it had hung up.
     """
 
-    def __init__(self, send: Send, n_bytes: int) -> None:
+    def __init__(self, send: Send, n_bytes: int | None) -> None:
         self._send = send
         self._n_left = n_bytes
         self._last = b""
 
     @classmethod
-    async def begun(cls, send: Send, headers: list[tuple[bytes, bytes]], n_bytes: int) -> _Body:
-        """Send the head of an answer of so many bytes."""
+    async def begun(cls, send: Send, headers: list[tuple[bytes, bytes]], n_bytes: int | None) -> _Body:
+        """Send the head of an answer of so many bytes; None when nobody knows yet how many."""
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         return cls(send, n_bytes)
 
     async def write(self, data: bytes) -> None:
         """Send a piece: wait until the connection has room, and even if it has, give others their turn."""
-        self._n_left -= len(data)
-        if self._n_left == 0:
-            self._last += data
-            return
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-        await asyncio.sleep(0)
+        for first in range(0, len(data), _PIECE_BYTES):
+            part = data[first : first + _PIECE_BYTES]
+            if self._n_left is not None:
+                self._n_left -= len(part)
+                if self._n_left == 0:
+                    self._last += part
+                    return
+            await self._send({"type": "http.response.body", "body": part, "more_body": True})
+            await asyncio.sleep(0)
 
-    async def write_slice(self, piece: EmbeddedSlice, layout: Layout) -> None:
-        """Send the vectors of a slice.
-
-        Raises:
-            JobFailed: one of them cannot be used.
-        """
-        for block in _packed(piece, layout):
-            await self.write(block)
-
-    async def end(self) -> None:
+    async def end(self, data: bytes = b"") -> None:
         """Send the last bytes. Nothing may be awaited after it."""
-        await self._send({"type": "http.response.body", "body": self._last, "more_body": False})
+        await self._send({"type": "http.response.body", "body": self._last + data, "more_body": False})
 
 
 class PiecedResponse(Response):
@@ -144,16 +139,76 @@ class Promise:
         return replace(self, layout=layout, truncated=sum(piece.truncated for piece in pieces))
 
 
+class Content(Protocol):
+    """What the body of a stream is made of."""
+
+    @property
+    def media_type(self) -> str:
+        """Of the body."""
+        ...
+
+    @property
+    def opening(self) -> bytes:
+        """Before all vectors."""
+        ...
+
+    def n_bytes(self, layout: Layout) -> int | None:
+        """Of the whole body; None if that cannot be told before it is made."""
+        ...
+
+    def pieces(self, piece: EmbeddedSlice, layout: Layout) -> AsyncGenerator[bytes, None]:
+        """A slice, some bytes at a time; the first come when all of it is known to be good.
+
+        Raises:
+            JobFailed: a vector of it cannot be used.
+        """
+        ...
+
+    def closing(self) -> bytes:
+        """Behind all vectors."""
+        ...
+
+
+class PackedVectors:
+    """The vectors in one block, in the order of the inputs, nothing between them."""
+
+    media_type = "application/octet-stream"
+    opening = b""
+
+    def n_bytes(self, layout: Layout) -> int:
+        """Of the block."""
+        return layout.n_bytes
+
+    async def pieces(self, piece: EmbeddedSlice, layout: Layout) -> AsyncGenerator[bytes, None]:
+        """The bytes of a slice.
+
+        Raises:
+            JobFailed: a vector cannot be used.
+        """
+        vectors, tokens = piece.vectors, piece.tokens if layout.per_token else None
+        for place in await failed_inputs(vectors, layout.dtype, tokens):
+            raise failure(piece.first + place)
+        step = max(1, _PIECE_BYTES // max(1, layout.vector_bytes))
+        for first in range(0, len(vectors), step):
+            yield pack(vectors[first : first + step], layout.endianness).tobytes()
+
+    def closing(self) -> bytes:
+        """Nothing."""
+        return b""
+
+
 class VectorStream(Response):
-    """The vectors in one block, in the order of the inputs, nothing between them, sent while others are being computed.
+    """The vectors in the order of the inputs, sent while others are being computed.
 
     Its head leaves with the first vectors, so whatever goes wrong before has an answer of its own. What goes wrong
-    afterwards can only cut the connection: because the head tells the length, no client takes the rest for the whole.
+    afterwards can only cut the connection: because the head tells the length, or the body comes in chunks, no client
+    takes the rest for the whole.
 
     Args:
         slices: the result in order.
         promise: what it is expected to be.
         head: makes the headers, from the promise and, if all is computed by then, where the time went.
+        content: makes the body.
     """
 
     def __init__(
@@ -161,13 +216,15 @@ class VectorStream(Response):
         slices: AsyncGenerator[EmbeddedSlice, None],
         promise: Promise,
         head: Callable[[Promise, Timing | None], Mapping[str, str]],
+        content: Content,
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.media_type = "application/octet-stream"
+        self.media_type = content.media_type
         self._slices = slices
         self._promise = promise
         self._head = head
+        self._content = content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Await the first vectors, send them, and go on until the last.
@@ -180,6 +237,7 @@ class VectorStream(Response):
         await unless_hung_up(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
+        content = self._content
         async with aclosing(self._slices) as slices:
             begun, promise = [await anext(slices)], self._promise
             if not promise.known and not promise.exact:
@@ -187,22 +245,28 @@ class VectorStream(Response):
             elif not promise.foresaw(begun[0]):
                 begun += [piece async for piece in slices]
                 promise = promise.of_all(begun)
-            first = []
-            for block in _packed(begun[0], promise.layout):  # before the head: it may hold what is no vector
-                first.append(block)
-                await asyncio.sleep(0)
-            body = await _Body.begun(send, self._raw_head(begun, promise), promise.layout.n_bytes)
-            for block in first:
+            n_bytes = content.n_bytes(promise.layout)
+            blocks = content.pieces(begun[0], promise.layout)
+            first = await anext(blocks, b"")  # before the head: the slice may hold what is no vector
+            body = await _Body.begun(send, self._raw_head(begun, promise, n_bytes), n_bytes)
+            await body.write(content.opening + first)
+            async for block in blocks:
                 await body.write(block)
             for piece in begun[1:]:
-                await body.write_slice(piece, promise.layout)
+                await self._write(body, piece, promise.layout)
             async for piece in slices:
                 if not promise.keeps(piece):
                     raise StaleCard("The model was replaced while its vectors were on their way.")
-                await body.write_slice(piece, promise.layout)
-        await body.end()
+                await self._write(body, piece, promise.layout)
+        await body.end(content.closing())
 
-    def _raw_head(self, begun: Sequence[EmbeddedSlice], promise: Promise) -> list[tuple[bytes, bytes]]:
+    async def _write(self, body: _Body, piece: EmbeddedSlice, layout: Layout) -> None:
+        async for block in self._content.pieces(piece, layout):
+            await body.write(block)
+
+    def _raw_head(
+        self, begun: Sequence[EmbeddedSlice], promise: Promise, n_bytes: int | None
+    ) -> list[tuple[bytes, bytes]]:
         whole = sum(len(piece.tokens) for piece in begun) == promise.layout.n_inputs
         timings = [piece.timing for piece in begun]
         timing = Timing(
@@ -210,23 +274,9 @@ class VectorStream(Response):
             max(each.inference_us for each in timings),
             sum(each.compute_tokens for each in timings),
         )
-        headers = self._head(promise, timing if whole else None)
-        self.init_headers({**headers, "content-length": str(promise.layout.n_bytes)})
+        length = {} if n_bytes is None else {"content-length": str(n_bytes)}
+        self.init_headers({**self._head(promise, timing if whole else None), **length})
         return self.raw_headers
-
-
-def _packed(piece: EmbeddedSlice, layout: Layout) -> Iterator[bytes]:
-    """The bytes of a slice, some at a time.
-
-    Raises:
-        JobFailed: a vector cannot be used.
-    """
-    step = max(1, _PIECE_BYTES // max(1, layout.vector_bytes))
-    for first in range(0, len(piece.vectors), step):
-        block = piece.vectors[first : first + step]
-        for index in failed_of(block, layout.dtype, first, piece.tokens if layout.per_token else None):
-            raise failure(piece.first + index)
-        yield pack(block, layout.endianness).tobytes()
 
 
 def _of_size(pieces: Iterable[bytes]) -> Iterator[bytes]:

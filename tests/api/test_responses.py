@@ -15,13 +15,14 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from embedstream.api import responses
+from embedstream.api.context import Context
+from embedstream.api.json_answer import JsonAnswer
 from embedstream.api.layout import Envelope, Layout, bounded_metadata, metadata
 from embedstream.api.responses import EMBEDDING, POOLING, Form
 from embedstream.api.schemas import EncodingFormat, Endianness
 from embedstream.api.turns import Turns
-from embedstream.producer import Embeddings, VectorType
+from embedstream.producer import EmbeddedSlice, VectorType
 from embedstream.shared.errors import InvalidInput, JobFailed
-from embedstream.shared.results import Timing
 
 ENVELOPE = Envelope("embd-1", 1_761_000_000, "tiny", 9)
 ENDIANNESSES: tuple[Endianness, ...] = get_args(Endianness)
@@ -31,8 +32,8 @@ shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-def whole(vectors: NDArray[Any], tokens: NDArray[np.uint32] | None = None) -> Embeddings:
-    return Embeddings(vectors, np.ones(len(vectors), np.uint32) if tokens is None else tokens, 0, Timing())
+def whole(vectors: NDArray[Any], tokens: NDArray[np.uint32] | None = None, first: int = 0) -> EmbeddedSlice:
+    return EmbeddedSlice(first, vectors, np.ones(len(vectors), np.uint32) if tokens is None else tokens)
 
 
 def form(encoding: EncodingFormat, endianness: Endianness = "native", *, per_token: bool = False) -> Form:
@@ -40,7 +41,7 @@ def form(encoding: EncodingFormat, endianness: Endianness = "native", *, per_tok
 
 
 def items_of(
-    result: Embeddings, how: Form, failures: Mapping[int, Exception] = NOBODY, pieces: int | None = None
+    result: EmbeddedSlice, how: Form, failures: Mapping[int, Exception] = NOBODY, pieces: int | None = None
 ) -> list[dict[str, Any]]:
     made = list(responses.json_items(result, how, failures))
     assert pieces is None or len(made) == pieces
@@ -142,6 +143,19 @@ def test_inputs_that_failed_stand_among_the_others() -> None:
         }
 
 
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_an_input_of_many_vectors_that_failed_is_an_error_too(
+    encoding: EncodingFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "_PIECE_FLOATS", 4)
+    monkeypatch.setattr(responses, "_PIECE_BYTES", 16)
+    vectors = np.full((6, 2), np.nan, "<f4")
+    vectors[-1] = 1
+    piece = whole(vectors, np.array([5, 1], np.uint32), first=3)
+    items = items_of(piece, form(encoding, per_token=True), {3: JobFailed("no vector")})
+    assert [(item["index"], item["object"]) for item in items] == [(3, "error"), (4, "pooling")]
+
+
 def test_large_responses_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "_PIECE_FLOATS", 4)
     monkeypatch.setattr(responses, "_PIECE_BYTES", 16)
@@ -155,16 +169,18 @@ def test_large_responses_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_the_body_has_exactly_the_fields_of_the_contract() -> None:
-    pieces = await responses.json_body(ENVELOPE, whole(np.ones((1, 2), np.float32)), form("float"), {}, Turns())
-    assert json.loads(b"".join(pieces)) == {
+    how, piece = form("float"), whole(np.ones((1, 2), np.float32))
+    answer = JsonAnswer(ENVELOPE, how, Context("1"), Turns(), partial=False)
+    made = [each async for each in answer.pieces(piece, Layout(piece.tokens, 2, VectorType.FLOAT32, "native"))]
+    assert json.loads(b"".join([answer.opening, *made, answer.closing()])) == {
         "id": "embd-1",
         "object": "list",
         "created": 1_761_000_000,
         "model": "tiny",
         "data": [{"index": 0, "object": "embedding", "embedding": [1.0, 1.0]}],
         "usage": {
-            "prompt_tokens": 9,
-            "total_tokens": 9,
+            "prompt_tokens": 1,
+            "total_tokens": 1,
             "completion_tokens": 0,
             "prompt_tokens_details": None,
             "completion_tokens_details": None,

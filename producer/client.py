@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
-from embedstream.shared.errors import InvalidInput, StaleCard, Unavailable
+from embedstream.shared.errors import InvalidInput, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
@@ -48,7 +48,7 @@ class Producer:
     It needs no model files: tokenizer and limits come as a card from the consumers.
 
     Args:
-        url: of Redis; None takes the only running `embedstream serve` of this machine.
+        url: of Redis; None takes the only running `embedstream serve` of this machine, or the only one with the model.
         model: a served name; None for the only model there is.
         settings: limits and timeouts; None reads the environment.
 
@@ -61,7 +61,7 @@ class Producer:
         prefix = self._settings.key_prefix
         url = url or self._settings.redis_url
         if url is None:
-            server = the_only_live()
+            server = the_only_live(model or self._settings.chosen_model)
             url, prefix = server.redis_url, server.key_prefix
         self._prefix = prefix
         self._text_model = model or self._settings.served_names[0]  # whom text jobs are for, before any card is known
@@ -320,7 +320,7 @@ class Producer:
 
         Raises:
             InvalidInput: an input cannot be embedded, or the id stands for something else; nothing was queued.
-            Overloaded: refused; nothing was queued.
+            Overloaded, ResultTimeout: refused, or its time was over too soon; nothing was queued.
             Unavailable: not confirmed; worth another try under the same id.
         """
         options = self._options(
@@ -398,6 +398,7 @@ class Producer:
         Raises:
             InvalidInput, NotServed: it cannot be served.
             Unavailable: nobody serves the model now.
+            ResultTimeout: its time was over before it was tokenised: large requests wait for one another.
         """
         with counted(options.lane, until_result=False):
             arrived_s = asyncio.get_running_loop().time()
@@ -405,6 +406,7 @@ class Producer:
             return replace(prepared, arrived_s=arrived_s)
 
     async def _prepare(self, inputs: Inputs, options: Options, within_s: float) -> Prepared:
+        deadline_s = asyncio.get_running_loop().time() + within_s
         try:
             served = await self.fleet.live(within_s)
         except Unavailable:
@@ -413,7 +415,11 @@ class Producer:
             if self.fleet.served is None:
                 return await prepare_texts(inputs, options, self._text_model)
             served = self.fleet.served
-        return await prepare(inputs, options, served)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await prepare(inputs, options, served)
+        except TimeoutError:
+            raise ResultTimeout("The request's time was over before its texts were tokenised.") from None
 
     async def run(self, prepared: Prepared) -> Embeddings:
         """Send a prepared request and await all of it. With `partial` options, inputs that fail alone do not raise.

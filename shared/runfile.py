@@ -110,8 +110,11 @@ def find_live() -> list[RunFile]:
     return sorted(found, key=lambda run: run.port)
 
 
-def the_only_live() -> RunFile:
-    """The one running server of this user.
+def the_only_live(model: str | None = None) -> RunFile:
+    """The one running server of this user, or the one of several that serves a model.
+
+    Args:
+        model: a served name; None where the caller named none.
 
     Raises:
         ServerNotFound: there is none, or more than one.
@@ -119,20 +122,28 @@ def the_only_live() -> RunFile:
     """
     live = find_live()
     if not live:
-        raise ServerNotFound("No running server was found: start one with `embedstream serve`, or give --redis-url.")
-    if len(live) > 1:
-        lines = [
-            f"  port {run.port}  {run.http_url}  {run.served_model}  --redis-url {without_password(run.redis_url)}"
-            for run in live
-        ]
         raise ServerNotFound(
-            f"{len(live)} servers are running; name one of them with --redis-url:\n" + "\n".join(lines)
+            "No running server was found: start one with `embedstream serve`, or name a Redis with --redis-url "
+            '(EMBEDSTREAM_REDIS_URL; in Python Producer("redis://…")).'
         )
-    return live[0]
+    if len(live) == 1:
+        return live[0]
+    serving = [run for run in live if model in run.served_names]
+    if len(serving) == 1:
+        return serving[0]
+    which = "" if model is None else f", {len(serving) or 'none'} of them with `{model}`"
+    lines = [
+        f"  port {run.port}: {run.served_model} on {run.http_url}, --redis-url {without_password(run.redis_url)}"
+        for run in live
+    ]
+    raise ServerNotFound(
+        f"{len(live)} servers are running{which}. Name one by its Redis: with --redis-url, EMBEDSTREAM_REDIS_URL, or "
+        'in Python Producer("unix://…"); or by --model where only one serves it.\n' + "\n".join(lines)
+    )
 
 
 def connected(settings: Settings) -> Settings:
-    """The settings with a Redis URL: the one given, or that of the only live server.
+    """The settings with a Redis URL: the one given, or that of the only live server, or of the only one with the model.
 
     From a server come also its key prefix and model, where those are not set: the caller means that server's queue.
 
@@ -142,7 +153,7 @@ def connected(settings: Settings) -> Settings:
     """
     if settings.redis_url:
         return settings
-    run = the_only_live()
+    run = the_only_live(settings.chosen_model)
     update: dict[str, object] = {"redis_url": run.redis_url}
     if "key_prefix" not in settings.model_fields_set:
         update["key_prefix"] = run.key_prefix

@@ -102,9 +102,22 @@ def test_none_and_several() -> None:
         runfile.the_only_live()
     text = str(caught.value)
     assert "--redis-url unix:///somewhere/8001.sock" in text
-    assert "http://127.0.0.1:8000" in text
+    assert "port 8000: some-model on http://127.0.0.1:8000" in text
+    assert all(way in text for way in ("--redis-url", "EMBEDSTREAM_REDIS_URL", 'Producer("unix://…")'))
     assert "secret" not in text
     assert [run.port for run in runfile.find_live()] == [8000, 8001]
+
+
+def test_of_several_the_only_one_with_the_model_is_meant() -> None:
+    runfile.write(a_run(8000))
+    runfile.write(replace(a_run(8001), served_names=("other", "owner/other")))
+    assert runfile.the_only_live("owner/other").port == 8001
+    assert runfile.connected(Settings(model="owner/some-model")).redis_url == "unix:///somewhere/8000.sock"
+    with pytest.raises(ServerNotFound, match="2 servers are running, none of them with `third`"):
+        runfile.connected(Settings(model="third"))
+    runfile.write(a_run(8002))
+    with pytest.raises(ServerNotFound, match="3 servers are running, 2 of them with `some-model`"):
+        runfile.the_only_live("some-model")
 
 
 def test_an_embedded_queue_is_known_by_its_url() -> None:

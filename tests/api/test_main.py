@@ -44,7 +44,7 @@ def test_serves_on_an_inherited_socket_until_it_is_told_to_stop(tmp_path: Path, 
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()  # closes the pipe too, when it did not come so far above
     assert process.returncode == 0
     assert "api.listening" in errors
     assert "api.stopped" in errors

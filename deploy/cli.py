@@ -73,7 +73,10 @@ def consumer(settings: Settings) -> int:
 
 def embed(
     settings: Settings,
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, each line of stdin is one.")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; without any, or with `-` alone, each line of stdin is one, also an empty line."),
+    ] = None,
     dimensions: Annotated[
         int | None, typer.Option(min=1, help="Length of the vectors, where the model allows it.")
     ] = None,

@@ -10,10 +10,14 @@ from typing import BinaryIO, TextIO
 import orjson
 
 from embedstream.shared import exits, logs, runfile
+from embedstream.shared.errors import InputTooLong
 from embedstream.shared.settings import LogLevel, Role, Settings
 
 _SLICE = 1024
 """Texts sent at once: enough to fill batches, few enough that a long pipe shows its first lines soon."""
+
+
+_LONG = "With this command --truncate cuts it, and --long-inputs chunk embeds it piece by piece."
 
 
 def run(
@@ -26,12 +30,13 @@ def run(
     stdin: TextIO | None = None,
     stdout: BinaryIO | None = None,
 ) -> int:
-    """Embed texts, or the lines of stdin where there are none, and print them in order.
+    """Embed texts, or the lines of stdin where there are none or only `-`, and print them in order.
 
     Raises:
         EmbedstreamError: as the producer library does.
     """
     stdin, stdout = stdin or sys.stdin, stdout or sys.stdout.buffer
+    texts = [] if texts == ["-"] else texts
     if not texts and stdin.isatty():
         exits.complain("nothing to embed: give texts as arguments, or one per line on stdin")
         return exits.USAGE
@@ -44,9 +49,12 @@ def run(
     index = 0
     with SyncProducer(connected.redis_url, model=connected.chosen_model, settings=connected) as producer:
         for some in _slices(source):
-            vectors = producer.embed(
-                some, dimensions=dimensions, normalize=normalize, truncate_prompt_tokens=-1 if truncate else None
-            )
+            try:
+                vectors = producer.embed(
+                    some, dimensions=dimensions, normalize=normalize, truncate_prompt_tokens=-1 if truncate else None
+                )
+            except InputTooLong as error:
+                raise InputTooLong(f"{error} {_LONG}", param=error.param) from None
             for text, vector in zip(some, vectors, strict=True):
                 line = {"index": index, "text": text, "embedding": vector}
                 stdout.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))

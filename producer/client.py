@@ -16,14 +16,15 @@ from redis.asyncio import Redis
 
 from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
-from embedstream.shared.errors import InvalidInput, ResultTimeout, StaleCard, Unavailable
+from embedstream.shared.errors import InvalidInput, Misconfigured, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
 from embedstream.shared.options import VectorType
 from embedstream.shared.runfile import the_only_live
 from embedstream.shared.settings import LongInputsName, Settings
-from embedstream.shared.urls import without_password
+from embedstream.shared.settings_page import read_environment
+from embedstream.shared.urls import REDIS_SCHEMES, without_password
 
 from .admission import Undelivered
 from .arguments import MAX_RESULT_TTL_S, listed, options_of
@@ -54,15 +55,18 @@ class Producer:
 
     Raises:
         ServerNotFound: no URL was given, and none or several servers are running.
+        Misconfigured: it is no URL of Redis, or a variable of the environment has a wrong value.
     """
 
     def __init__(self, url: str | None = None, *, model: str | None = None, settings: Settings | None = None) -> None:
-        self._settings = settings or Settings()
+        self._settings = settings or read_environment()
         prefix = self._settings.key_prefix
         url = url or self._settings.redis_url
         if url is None:
             server = the_only_live(model or self._settings.chosen_model)
             url, prefix = server.redis_url, server.key_prefix
+        if not url.startswith(REDIS_SCHEMES):  # it may hold a password: not to be repeated
+            raise Misconfigured(f"The URL of Redis must begin with one of {', '.join(REDIS_SCHEMES)}.")
         self._prefix = prefix
         self._text_model = model or self._settings.served_names[0]  # whom text jobs are for, before any card is known
         self._redis = connect(url)
@@ -416,7 +420,7 @@ class Producer:
                 return await prepare_texts(inputs, options, self._text_model)
             served = self.fleet.served
         try:
-            async with asyncio.timeout_at(deadline_s):
+            async with asyncio.timeout_at(None):
                 return await prepare(inputs, options, served)
         except TimeoutError:
             raise ResultTimeout("The request's time was over before its texts were tokenised.") from None

@@ -18,10 +18,7 @@ from pydantic import ValidationError
 
 from . import exits
 from .settings import PREFIX, Role, Settings, flag_of, roles_of, unknown_variables, variable_of
-from .settings_page import as_text, default_of, plain_type, range_of
-
-_SECRET = frozenset({"api_key", "redis_url"})
-"""Settings whose values are never repeated: keys, and URLs that may hold a password."""
+from .settings_page import as_text, choices_of, default_of, plain_type, problems_of, range_of
 
 _METAVARS: dict[type, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
@@ -89,18 +86,6 @@ def read_settings(given: Mapping[str, object]) -> Settings:
         raise typer.Exit(exits.USAGE) from None
 
 
-def problems_of(error: ValidationError, given: Mapping[str, object]) -> list[str]:
-    """One line for each wrong value: where it came from, the value unless it is secret, and what it must be."""
-    lines = []
-    for problem in error.errors(include_url=False, include_context=False):
-        name = str(problem["loc"][0])
-        source = flag_of(name) if name in given else variable_of(name)
-        value = "" if name in _SECRET else f"is {problem['input']!r}, but "
-        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        lines.append(f"{source} {value}{message}")
-    return lines
-
-
 def environment_of(settings: Settings, **replaced: object) -> dict[str, str]:
     """The variables that give another process the same explicit settings.
 
@@ -130,7 +115,7 @@ def _option(name: str) -> inspect.Parameter:
     if kind is bool:
         annotation, flag = bool, f"{flag}/--no-{flag.removeprefix('--')}"
     elif issubclass(kind, Enum):
-        annotation = kind
+        metavar = f"<{'|'.join(choices_of(name))}>"
     elif kind is tuple:
         annotation, metavar = list[str], "TEXT"
     option = typer.Option(flag, help=_help_of(name), metavar=metavar, show_default=False)

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .urls import REDIS_SCHEMES
+
 PREFIX = "EMBEDSTREAM_"
 
 _MIB = 1024 * 1024
@@ -105,8 +107,8 @@ class Settings(BaseSettings):
     port: int = _setting(8000, "Port the HTTP server binds; 0 takes a free one.", *_HTTP, ge=0, le=65535)
     redis_url: str | None = _setting(
         None,
-        "Redis or Valkey: redis://, rediss:// or unix://. Without it `serve` starts an embedded Valkey, and the other "
-        "commands look for a running `serve`.",
+        "Redis or Valkey: redis://, rediss:// or unix://. Default: that of the `serve` that runs on this machine; for "
+        "`serve` itself an embedded Valkey.",
         *_ALL,
     )
     key_prefix: str = _setting(
@@ -412,7 +414,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+        if value is not None and not value.startswith(REDIS_SCHEMES):
             raise ValueError("not a redis://, rediss:// or unix:// URL")
         return value
 

@@ -1,6 +1,6 @@
-"""Settings as people read them: what they may be, what they are by default, and the table of `docs/settings.md`.
+"""Settings as people read them: what they may be, what they are by default, what is wrong with one, and their page.
 
-`python -m embedstream.shared.settings_page docs/settings.md` writes that table anew; `make settings-page` does it.
+`python -m embedstream.shared.settings_page docs/settings.md` writes the table there anew; `make settings-page` does it.
 """
 
 from __future__ import annotations
@@ -8,12 +8,18 @@ from __future__ import annotations
 import re
 import sys
 import types
+from collections.abc import Collection
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+from pydantic import ValidationError
+
+from .errors import Misconfigured
 from .settings import Settings, flag_of, roles_of, variable_of
 
+_SECRET = frozenset({"api_key", "redis_url"})
+"""Settings whose values are never repeated: keys, and URLs that may hold a password."""
 _HEAD = "| flag | variable | default | may be | commands | meaning |\n| --- | --- | --- | --- | --- | --- |\n"
 _TABLE = re.compile(r"^\| flag \|.*\n(?:\|.*\n)*", re.MULTILINE)
 _LEAST = {"ge": "at least {}", "gt": "above {}"}
@@ -62,6 +68,38 @@ def choices_of(name: str) -> list[str]:
     if kind is bool:
         return ["true", "false"]
     return [str(choice.value) for choice in kind] if issubclass(kind, Enum) else []
+
+
+def problems_of(error: ValidationError, flags: Collection[str] = ()) -> list[str]:
+    """One line for each wrong value: where it came from, the value unless it is secret, and what it must be.
+
+    Args:
+        error: what `Settings` raised.
+        flags: the settings that came from flags; the others came from the environment.
+    """
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False):
+        name = str(problem["loc"][0])
+        source = flag_of(name) if name in flags else variable_of(name)
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if name not in _SECRET:
+            message = f"is {problem['input']!r}, but {message}"
+        elif not message.startswith("should "):
+            message = f"is {message}"
+        lines.append(f"{source} {message}")
+    return lines
+
+
+def read_environment() -> Settings:
+    """The settings of the environment, for programs that use the library.
+
+    Raises:
+        Misconfigured: naming each variable with a wrong value.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise Misconfigured("; ".join(problems_of(error))) from None
 
 
 def table() -> str:

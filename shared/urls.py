@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+"""How URLs of Redis begin."""
+
 
 def without_password(url: str) -> str:
     """The URL with `***` for its password, in the user part or in the query."""

@@ -155,6 +155,15 @@ def test_embed_reads_lines(
     assert calls == [(server, {"dimensions": None, "normalize": None, "truncate_prompt_tokens": None})] * 2
 
 
+def test_a_dash_is_stdin_and_an_empty_line_an_empty_text(
+    server: str, calls: list[tuple[str | None, dict[str, Any]]]
+) -> None:
+    result = CliRunner().invoke(cli.app, ["embed", "-"], input="one\n\nthree\n")
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["one", "", "three"]
+    result = CliRunner().invoke(cli.app, ["embed", "-", "a"])
+    assert [json.loads(line)["text"] for line in result.stdout.splitlines()] == ["-", "a"]
+
+
 def test_embed_on_a_terminal_without_texts(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -168,7 +177,10 @@ def test_embed_on_a_terminal_without_texts(server: str, capsys: pytest.CaptureFi
 def test_a_known_error_is_one_line(server: str, calls: list[tuple[str | None, dict[str, Any]]]) -> None:
     result = CliRunner().invoke(cli.app, ["embed", "too long"])
     assert (result.exit_code, result.stdout) == (65, "")
-    assert result.stderr.splitlines()[-1] == "embedstream: has 300 tokens, the model reads 256"
+    assert result.stderr.splitlines()[-1] == (
+        "embedstream: has 300 tokens, the model reads 256 With this command --truncate cuts it, and --long-inputs "
+        "chunk embeds it piece by piece."
+    )
 
 
 def test_a_run_folder_of_others_is_one_line(home: Path) -> None:

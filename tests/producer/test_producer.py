@@ -16,6 +16,7 @@ from embedstream.shared.errors import (
     InputTooLong,
     InvalidInput,
     JobFailed,
+    Misconfigured,
     NotServed,
     Overloaded,
     ResultTimeout,
@@ -83,6 +84,11 @@ async def test_a_model_nobody_serves_is_named(settings: Settings, stub: Any) -> 
     async with Producer(settings=settings, model="other") as producer:
         with pytest.raises(Unavailable, match=r"`other` \(announced: `alias`, `m`\)"):
             await producer.embed("a")
+
+
+def test_what_is_no_url_of_redis_is_told_without_it() -> None:
+    with pytest.raises(Misconfigured, match=r"must begin with one of redis://, rediss://, unix://\.$"):
+        Producer("user:secret@localhost:6379")
 
 
 async def test_a_refused_password_is_no_unreachable_redis(settings: Settings, redis: Redis, redis_url: str) -> None:

@@ -21,6 +21,7 @@ from embedstream.shared.errors import (
     Unavailable,
 )
 from embedstream.shared.settings import Dtype, PoolingName, Role, Settings, flag_of, roles_of, variable_of
+from embedstream.shared.settings_page import problems_of
 
 
 @pytest.fixture(autouse=True)
@@ -116,9 +117,10 @@ def test_each_kind_of_flag() -> None:
 
 
 def test_a_wrong_flag_names_itself_its_value_and_the_bound() -> None:
-    shown = Command()("--port", "70000", "--request-timeout-s", "soon", code=2)
+    shown = Command()("--port", "70000", "--request-timeout-s", "soon", "--dtype", "int8", code=2)
     assert shown.splitlines() == [
         "embedstream: --port is '70000', but should be less than or equal to 65535",
+        "embedstream: --dtype is 'int8', but should be 'auto', 'float32', 'float16' or 'bfloat16'",
         "embedstream: --request-timeout-s is 'soon', but should be a valid number, unable to parse string as a number",
     ]
 
@@ -137,10 +139,15 @@ def test_secret_values_are_not_repeated() -> None:
             {"type": "string_type", "loc": ("redis_url",), "input": "secret-2"},
         ],
     )
-    assert flags.problems_of(error, {"api_key": ["secret-1"]}) == [
+    assert problems_of(error, {"api_key": ["secret-1"]}) == [
         "--api-key should be a valid tuple",
         "EMBEDSTREAM_REDIS_URL should be a valid string",
     ]
+
+
+def test_a_url_that_is_none_is_told_without_it() -> None:
+    shown = Command()("--redis-url", "user:secret@host", code=2)
+    assert shown == "embedstream: --redis-url is not a redis://, rediss:// or unix:// URL\n"
 
 
 def test_unknown_variables_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from embedstream.shared import settings_page
+from embedstream.shared.errors import Misconfigured
 from embedstream.shared.settings_page import choices_of, default_of, range_of
 
 
@@ -28,6 +29,17 @@ def test_choices_and_defaults() -> None:
     assert choices_of("auto_truncate") == ["true", "false"]
     assert choices_of("port") == []
     assert (default_of("auto_truncate"), default_of("log_level"), default_of("api_key")) == ("false", "info", None)
+
+
+def test_a_wrong_environment_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBEDSTREAM_REDIS_URL", "secret@host")
+    monkeypatch.setenv("EMBEDSTREAM_RESULT_TTL_S", "0")
+    with pytest.raises(Misconfigured) as caught:
+        settings_page.read_environment()
+    assert str(caught.value) == (
+        "EMBEDSTREAM_REDIS_URL is not a redis://, rediss:// or unix:// URL; "
+        "EMBEDSTREAM_RESULT_TTL_S is '0', but should be greater than or equal to 1"
+    )
 
 
 def test_only_the_table_of_a_page_is_rewritten() -> None:

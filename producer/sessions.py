@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,8 @@ class Sessions:
 
 def start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     """Start a loop; should it end by an error, say why, for its requests would hang."""
-    task = asyncio.create_task(work, name=f"producer-{name}")
+    # With no context: what it logs is not about the request that happened to be the first.
+    task = asyncio.create_task(work, name=f"producer-{name}", context=Context())
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -420,7 +420,7 @@ class Producer:
                 return await prepare_texts(inputs, options, self._text_model)
             served = self.fleet.served
         try:
-            async with asyncio.timeout_at(None):
+            async with asyncio.timeout_at(deadline_s):
                 return await prepare(inputs, options, served)
         except TimeoutError:
             raise ResultTimeout("The request's time was over before its texts were tokenised.") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -18,6 +19,7 @@ from embedstream.shared.tokenization import (
     cut,
     lone_surrogate,
     long_texts,
+    malformed_texts,
     resolve_truncation,
     too_long,
     unknown_ids,
@@ -35,12 +37,15 @@ more; a thread costs 0.1 ms."""
 ON_LOOP_IDS = 20_000
 ROW_IDS = 64
 """The same for token ids, where an input counts as so many ids more."""
+AT_ONCE_CHARS = 200_000
+"""Texts of more characters together wait for one another, for tokenising takes some 200 bytes of memory for each."""
 
 MAX_TEXT_BYTES = MAX_BODY_BYTES - 4
 """Of a text that a consumer is to tokenise: it must fit one job."""
 MAX_WHOLE_CHARS = 4 * 1024 * 1024
 """Of a text that is cut or embedded in pieces, for it is tokenised whole: about a million tokens, and seconds."""
 
+_large_texts = ThreadPoolExecutor(2, "large-texts")
 _MAX_ID = np.iinfo(np.int64).max
 _MAX_OPTION = 2**31  # what a job has room for, and more than any model offers
 
@@ -160,9 +165,14 @@ async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel,
         for index, text in enumerate(texts):
             if len(text) > MAX_WHOLE_CHARS:
                 refusals.refuse(index, _too_long_at_all(index, len(text)))
-    small = sum(map(len, texts)) + INPUT_CHARS * len(texts) <= ON_LOOP_CHARS
+    n_chars = sum(len(text) for index, text in enumerate(texts) if index not in refusals.failures)
     work = (tokenizer, texts, options, limit, refusals)
-    tokens = _encode(*work) if small else await asyncio.to_thread(_encode, *work)
+    if n_chars + INPUT_CHARS * len(texts) <= ON_LOOP_CHARS:
+        tokens = _encode(*work)
+    elif n_chars <= AT_ONCE_CHARS:
+        tokens = await asyncio.to_thread(_encode, *work)
+    else:
+        tokens = await asyncio.get_running_loop().run_in_executor(_large_texts, _encode, *work)
     if limit is None and not _is_chunked(options):
         refusals.take(too_long(tokens.lengths, recipe.max_length))
     return tokens
@@ -173,21 +183,25 @@ def _encode(
 ) -> Tokens:
     """Tokenise what is not refused; the others stand as empty texts, so that each keeps its place."""
 
-    def encode() -> Tokens:
+    def kept() -> Sequence[str]:
         refused = refusals.failures
+        return ["" if index in refused else text for index, text in enumerate(texts)] if refused else texts
+
+    def encode() -> Tokens:
         return tokenizer.encode(
-            ["" if index in refused else text for index, text in enumerate(texts)] if refused else texts,
+            kept(),
             add_special_tokens=options.add_special_tokens,
             truncate_to=limit,
             side=options.truncation_side,
         )
 
-    try:
-        return encode()
-    except InvalidInput:
-        if not options.partial:
-            raise
-        refusals.take(tokenizer.unreadable(texts))
+    for refuses in (malformed_texts, tokenizer.unreadable):  # to try each text by itself is the last resort
+        try:
+            return encode()
+        except InvalidInput:
+            if not options.partial:
+                raise
+            refusals.take(refuses(kept()))
     return encode()
 
 

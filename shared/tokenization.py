@@ -21,6 +21,9 @@ from .jobs import TruncationSide
 from .recipe import Recipe
 
 _LONE_CHARS = 2_000
+GROUP_CHARS = 1_000_000
+"""Of texts that go through the library together, unless one is longer: it takes some 200 bytes of memory for each
+character, until its ids are taken over."""
 _PROBE_ENTRIES = 1000  # vocabulary entries tried when no letter or digit gives a token
 
 
@@ -149,6 +152,19 @@ class TextTokenizer:
         """
         if truncate_to is not None:
             self._check_truncation(truncate_to, add_special_tokens, side)
+        groups = [
+            self._encode_group(group, first, add_special_tokens, truncate_to, side) for first, group in _groups(texts)
+        ]
+        return groups[0] if len(groups) == 1 else _joined(groups)
+
+    def _encode_group(
+        self,
+        texts: Sequence[str],
+        first: int,
+        add_special_tokens: bool,
+        truncate_to: int | None,
+        side: TruncationSide,
+    ) -> Tokens:
         try:
             # A lone query skips the library's thread pool. A long text must not: `encode` keeps the interpreter lock,
             # and with a megabyte it would stop every other request for 2 s.
@@ -158,7 +174,7 @@ class TextTokenizer:
                 encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
                 rows = [encoding.ids for encoding in encodings]
         except Exception as error:  # the library's own errors are bare ones
-            for _, reason in self.unreadable(texts):
+            for _, reason in self.unreadable(texts, first):
                 raise reason from error
             raise InvalidInput(f"The input cannot be tokenised: {error}.", param="input") from error
         lost = None
@@ -221,23 +237,61 @@ class TextTokenizer:
         return self._tokenizer.num_special_tokens_to_add(False), 0  # no text has a token of its own
 
     def unreadable(self, texts: Sequence[str], first: int = 0) -> Iterator[tuple[int, InvalidInput]]:
-        """Which texts the library refuses, and why; each is tried by itself.
+        """Which texts the library refuses, and why: first those that are no text, then each of the others is tried.
 
         Args:
             texts: of a request, or a slice of them.
             first: place of the first one in the request.
         """
+        malformed = set()
+        for index, reason in malformed_texts(texts, first):
+            malformed.add(index)
+            yield index, reason
         for index, text in enumerate(texts, first):
-            if not isinstance(text, str):
-                yield index, InvalidInput(f"The input at index {index} is not a text.", param="input")
+            if index in malformed:
                 continue
             try:
-                text.encode()
-                self._tokenizer.encode(text)
-            except UnicodeEncodeError as surrogate:
-                yield index, lone_surrogate(index, surrogate)
+                self._tokenizer.encode_batch_fast([text])  # `encode` would keep the interpreter lock
             except Exception as reason:  # noqa: BLE001 (bare, as above)
                 yield index, InvalidInput(f"The input at index {index} cannot be tokenised: {reason}.", param="input")
+
+
+def malformed_texts(texts: Sequence[str], first: int = 0) -> Iterator[tuple[int, InvalidInput]]:
+    """Which inputs are no texts that have a form in UTF-8, and why.
+
+    Args:
+        texts: of a request, or a slice of them.
+        first: place of the first one in the request.
+    """
+    for index, text in enumerate(texts, first):
+        if not isinstance(text, str):
+            yield index, InvalidInput(f"The input at index {index} is not a text.", param="input")
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as surrogate:
+            yield index, lone_surrogate(index, surrogate)
+
+
+def _groups(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+    """Texts that go through the library together, each with the place of the first; at least one group."""
+    first = n_chars = 0
+    for index, text in enumerate(texts):
+        size = len(text) if isinstance(text, str) else 0  # what is no text is refused with its group
+        if index > first and n_chars + size > GROUP_CHARS:
+            yield first, texts[first:index]
+            first, n_chars = index, 0
+        n_chars += size
+    yield first, texts[first:] if first else texts
+
+
+def _joined(groups: Sequence[Tokens]) -> Tokens:
+    lost = None
+    if any(group.cut is not None for group in groups):
+        lost = np.concatenate([np.zeros(len(group), np.bool_) if group.cut is None else group.cut for group in groups])
+    return Tokens(
+        np.concatenate([group.ids for group in groups]), np.concatenate([group.lengths for group in groups]), lost
+    )
 
 
 def cut(

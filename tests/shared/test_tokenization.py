@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from embedstream.shared import tokenization
 from embedstream.shared.errors import InvalidInput, ModelLoadError
 from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.models import locate
@@ -353,3 +354,50 @@ def test_a_long_text_alone_leaves_the_interpreter_to_others(monkeypatch: pytest.
     assert asked == ["encode", "encode_batch_fast"]
     assert long.ids[1] == short.ids[1]
     assert [len(short.ids), len(long.ids)] == [len(PLAIN.encode(text).ids) for text in ("queue", "queue " * 1000)]
+
+
+@pytest.mark.parametrize("truncate_to", [None, 4])
+def test_texts_go_through_the_library_in_groups(monkeypatch: pytest.MonkeyPatch, truncate_to: int | None) -> None:
+    texts = ["one two three", "", "four", "five six seven eight nine", "ten", "e", "f", "g"]
+    whole = TOKENIZER.encode(texts, truncate_to=truncate_to)
+    monkeypatch.setattr(tokenization, "GROUP_CHARS", 10)
+    grouped = TOKENIZER.encode(texts, truncate_to=truncate_to)
+    assert (grouped.ids.tolist(), grouped.lengths.tolist()) == (whole.ids.tolist(), whole.lengths.tolist())
+    assert grouped.truncated == whole.truncated == (0 if truncate_to is None else 2)
+    if whole.cut is not None and grouped.cut is not None:
+        assert grouped.cut.tolist() == whole.cut.tolist()
+    with pytest.raises(InvalidInput, match="index 9 is not valid Unicode"):
+        TOKENIZER.encode([*texts, "h", "\ud800"])
+
+
+def test_no_group_is_larger_than_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(MINILM, RECIPE)
+    real, sizes = tokenizer._tokenizer, []
+
+    class Library:
+        def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> Any:
+            sizes.append(list(map(len, texts)))
+            return real.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Library())
+    monkeypatch.setattr(tokenization, "GROUP_CHARS", 10)
+    monkeypatch.setattr(tokenization, "_LONE_CHARS", 0)
+    tokenizer.encode(["a" * size for size in (4, 6, 1, 30, 2, 8, 1)])
+    assert sizes == [[4, 6], [1], [30], [2, 8], [1]]
+
+
+def test_looking_for_unreadable_texts_leaves_the_interpreter_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(MINILM, RECIPE)
+    real, tried = tokenizer._tokenizer, []
+
+    class Library:
+        """`encode` of the library holds the interpreter lock while its batches do not."""
+
+        def encode_batch_fast(self, texts: list[str]) -> Any:
+            tried.extend(texts)
+            return real.encode_batch_fast(texts)
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Library())
+    refused = dict(tokenizer.unreadable(["a" * 3000, "\ud800", 3, "b"], 5))  # type: ignore[list-item]
+    assert sorted(refused) == [6, 7]
+    assert tried == ["a" * 3000, "b"]

@@ -152,7 +152,8 @@ class Answering:
             form.per_token,
         )
         content = self._json(context, envelope, form, prepared) if form.is_json else PackedVectors()
-        whole = form.is_json and layout.n_bytes <= _WHOLE_JSON_BYTES
+        in_chunks = request.scope["http_version"] != "1.0"  # which knows none: it would need the length
+        whole = form.is_json and (layout.n_bytes <= _WHOLE_JSON_BYTES or not in_chunks)
         stream = None if whole else self._stream(envelope, form, prepared, choices, layout, content, start_s)
         await self._quota.charge(context, prepared.least_tokens)  # all that can be refused for its own sake has been
         if stream is not None:

@@ -101,3 +101,10 @@ async def test_large_json_that_begins_with_no_vector(app: Starlette, producer: S
     producer.spoil = lambda vectors: vectors * np.nan
     exchange = await Exchange({"input": FOUR}).run(app)
     assert (exchange.status, exchange.json["error"]["type"]) == (500, "InternalServerError")
+
+
+@pytest.mark.usefixtures("large_json")
+async def test_large_json_over_http_1_0_has_a_length(app: Starlette) -> None:
+    exchange = await Exchange({"input": FOUR}, http_version="1.0").run(app)
+    assert exchange.promised == len(exchange.content)
+    assert len(exchange.json["data"]) == 4

@@ -29,7 +29,7 @@ FOUR = ["a", "b c", "d", "e f g"]
 class Exchange:
     """One request over ASGI, message by message."""
 
-    def __init__(self, body: dict[str, Any], **headers: str) -> None:
+    def __init__(self, body: dict[str, Any], http_version: str = "1.1", **headers: str) -> None:
         self.hung_up = asyncio.Event()
         self.status: int | None = None
         self.headers: dict[str, str] = {}
@@ -52,7 +52,7 @@ class Exchange:
             "client": None,
             "server": None,
             "scheme": "http",
-            "http_version": "1.1",
+            "http_version": http_version,
         }
 
     @property

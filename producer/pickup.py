@@ -66,12 +66,11 @@ class KeptResults:
             Unavailable: Redis does not take it.
         """
         key = self._keys.result(request_id)
-        told = None if plan.is_plain else plan.encode()
+        told = b"" if plan.is_plain else plan.encode()  # that too is told: else another way of cutting could be added
         try:
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hsetnx(key, FIELD_JOBS, n_jobs)
-                if told is not None:
-                    pipe.hsetnx(key, FIELD_ROWS, told)
+                pipe.hsetnx(key, FIELD_ROWS, told)
                 pipe.expire(key, ttl_s)
                 pipe.hmget(key, [FIELD_JOBS, FIELD_WAS_CANCELLED, FIELD_ROWS])
                 new, *_, (known, cancelled, rows) = await pipe.execute()
@@ -197,7 +196,7 @@ class _Gathered:
             raise ResultNotFound(_unknown(self._request_id))
         if n_jobs is not None:
             self._n_jobs = int(n_jobs)
-        if rows is not None and self.plan is None:
+        if rows and self.plan is None:
             self.plan = RowPlan.decode(rows)
         if n_fields != self._n_fields:
             await self._read_new()

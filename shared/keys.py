@@ -29,7 +29,7 @@ FIELD_JOBS = b"jobs"
 """The field of a kept result that tells how many jobs the request has; beside it the parts, as `<job>:<part>`."""
 
 FIELD_ROWS = b"rows"
-"""The field of a kept result that tells how its rows make up its inputs, where some input is several; JSON."""
+"""The field of a kept result that tells how its rows make up its inputs: JSON, or nothing where each is one."""
 
 FIELD_WAS_CANCELLED = b"cancelled"
 """The field that is left of a kept result whose request was cancelled."""

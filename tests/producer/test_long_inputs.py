@@ -129,6 +129,14 @@ async def test_an_id_stands_for_one_way_of_cutting(settings: Settings, stub: Any
                 await producer.submit(other, long_inputs="chunk", request_id=name)
 
 
+async def test_a_result_is_not_read_in_pieces_that_were_submitted_later(settings: Settings, stub: Any) -> None:
+    async with Producer(settings=settings) as producer:
+        name = await producer.submit([[1], [2]])
+        with pytest.raises(InvalidInput, match="cut into other pieces"):
+            await producer.submit([[1], LONG[0]], long_inputs="chunk", request_id=name)
+        assert (await producer.result(name)).tolist() == [vector([1]).tolist(), vector([2]).tolist()]
+
+
 async def test_a_piece_that_fails_fails_the_request(settings: Settings, stub: Any) -> None:
     stub.on_job = failing(1, Status.FAILED)
     async with Producer(settings=settings) as producer:

@@ -16,7 +16,7 @@ from embedstream.producer.pickup import READ_COUNT
 from embedstream.shared import results
 from embedstream.shared.errors import InvalidInput, JobFailed, Overloaded, ResultNotFound, ResultTimeout, Unavailable
 from embedstream.shared.jobs import Job
-from embedstream.shared.keys import FIELD_JOBS, Keys
+from embedstream.shared.keys import FIELD_JOBS, FIELD_ROWS, Keys
 from embedstream.shared.results import ResultPart, Status
 from embedstream.shared.settings import Settings
 
@@ -55,7 +55,7 @@ async def test_accepted_means_stored(producer: Producer, stub: Any, redis: Redis
     entries: Any = await redis.xrange(keys.lane(Lane.BULK))
     assert {fields[b"rt"] for _, fields in entries} == {b""}
     key = keys.result(bytes.fromhex(name))
-    assert await redis.hgetall(key) == {FIELD_JOBS: b"5"}
+    assert await redis.hgetall(key) == {FIELD_JOBS: b"5", FIELD_ROWS: b""}
     assert 50 < await redis.ttl(key) <= 57  # its own time, and what may pass before
     with pytest.raises(ResultTimeout, match="5 of 5 jobs have no result"):
         await producer.result(name, timeout_s=0)
@@ -117,7 +117,7 @@ async def test_the_same_id_twice_is_one_result(producer: Producer, stub: Any, re
     while await redis.xlen(keys.lane(Lane.INTERACTIVE)):
         await asyncio.sleep(0.01)
     assert len(stub.seen) == 2
-    assert set(await redis.hkeys(keys.result(bytes.fromhex(MINE)))) == {FIELD_JOBS, b"0:0"}
+    assert set(await redis.hkeys(keys.result(bytes.fromhex(MINE)))) == {FIELD_JOBS, FIELD_ROWS, b"0:0"}
     np.testing.assert_allclose((await producer.result(MINE))[:, 0], [2, 3])
     with pytest.raises(InvalidInput, match="stands for a request of 1 jobs, and this one has 2"):
         await producer.submit([[1]] * 65, request_id=MINE)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from http import HTTPStatus
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -44,6 +46,7 @@ from embedstream.shared.logs import get_logger
 from .context import context_of
 
 _CLIENT_CLOSED = 499
+_LONGEST_WORD = 40
 MAX_RETRY_AFTER_S = 120
 """The official openai client gives up at once when it is told to wait longer."""
 CONTENT_CODINGS = ("gzip", "zstd", "deflate", "identity")
@@ -62,6 +65,10 @@ class SchemaError(HttpError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class PathNotFound(HttpError):
+    """Nothing is served under the path."""
 
 
 class UnauthorizedError(HttpError):
@@ -131,6 +138,11 @@ _SEND_TEXTS = (
     "check_embedding_ctx_length=False), or have the server read ids as cl100k_base (--token-ids cl100k)."
 )
 
+_DEADLINE = (
+    "The deadline is the nearest of the request's headers x-request-timeout-ms and x-stainless-read-timeout and the "
+    "server's --request-timeout-s."
+)
+
 TABLE: Mapping[type[Exception], Row] = {
     SchemaError: Row(400, "Bad Request"),
     InvalidInput: Row(400, "BadRequestError"),
@@ -141,6 +153,7 @@ TABLE: Mapping[type[Exception], Row] = {
     LaneForbidden: Row(403, "PermissionDeniedError"),
     ModelNotFound: Row(404, "NotFoundError"),
     ResultNotFound: Row(404, "NotFoundError"),
+    PathNotFound: Row(404, "NotFoundError"),
     RequestTooSlow: Row(408, "RequestTimeoutError", permanent=False),
     StaleCard: Row(409, "ConflictError", advice=_RETOKENISE),
     PayloadTooLargeError: Row(413, "PayloadTooLargeError"),
@@ -154,7 +167,7 @@ TABLE: Mapping[type[Exception], Row] = {
     NotServed: Row(501, "NotImplementedError"),
     Unavailable: Row(503, "ServiceUnavailableError", permanent=False),
     UnfitServer: Row(503, "ServiceUnavailableError", permanent=False),
-    ResultTimeout: Row(504, "TimeoutError", permanent=False),
+    ResultTimeout: Row(504, "TimeoutError", permanent=False, advice=_DEADLINE),
     # The operator's matter: told to the log, not to clients
     MalformedMessage: Row(500, "InternalServerError", permanent=False, shown=False),
     MalformedJob: Row(500, "InternalServerError", permanent=False, shown=False),
@@ -165,7 +178,6 @@ TABLE: Mapping[type[Exception], Row] = {
 }
 
 _OF_ROUTER: Mapping[int, Row] = {
-    404: Row(404, "NotFoundError", advice="There is no such path here."),
     405: Row(405, "MethodNotAllowedError"),
 }
 """What Starlette's router raises, all of one class."""
@@ -235,8 +247,24 @@ def is_news(record: logging.LogRecord) -> bool:
 
 async def pass_on(request: Request, error: Exception) -> Response:
     """Let an exception of the router travel on to `ErrorBodies`, so that all are answered in one place."""
-    del request
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
+        meant = nearest(request.url.path, [route.path for route in request.app.routes])
+        raise PathNotFound(f"Not Found. There is no such path here{meant}; GET /docs shows those there are.")
     raise error
+
+
+def nearest(path: str, paths: Iterable[str]) -> str:
+    """The path that is most likely meant by one that there is not, as a part of a sentence, or "".
+
+    What differs is mostly `/v1`, left out or twice, or a slash at the end: the last words are compared.
+    """
+    there = {_last_word(each): each for each in paths if "{" not in each}
+    found = get_close_matches(_last_word(path)[:_LONGEST_WORD], there, 1, 0.75)
+    return f"; did you mean `{there[found[0]]}`" if found else ""
+
+
+def _last_word(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2].lower()
 
 
 class ErrorBodies:

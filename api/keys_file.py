@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,12 @@ def _callers(content: Mapping[str, Any]) -> dict[bytes, Caller]:
 def _digest(name: str, fields: object) -> bytes:
     if not isinstance(fields, dict):
         raise _WrongError(f"`{name}` is not a table; each key is a table `[keys.NAME]`.")
-    if fields.keys() - set(_FIELDS):
-        raise _WrongError(f"`{name}` has a field that is none of {', '.join(f'`{field}`' for field in _FIELDS)}.")
+    if unknown := sorted(fields.keys() - set(_FIELDS)):
+        known = ", ".join(f"`{field}`" for field in _FIELDS)
+        # Only what resembles a field is repeated: anything else may be a key that went astray.
+        misspelt = next((field for field in unknown if get_close_matches(field, _FIELDS)), None)
+        which = "a field that" if misspelt is None else f"the field `{misspelt}`, which"
+        raise _WrongError(f"`{name}` has {which} is none of {known}.")
     key, digest = fields.get("key"), fields.get("sha256")
     if (key is None) == (digest is None):
         raise _WrongError(f"`{name}` needs one of `sha256` and `key`.")

@@ -136,12 +136,23 @@ async def test_expected_errors_leave_no_traceback(client: httpx2.AsyncClient, pr
     assert logs[0]["error"] == "JobFailed"
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1/embeddings/", "/v1/embeddings/x", "/V1/models", "/"])
-async def test_unknown_paths(client: httpx2.AsyncClient, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        *(("/nowhere", ""), ("/", ""), ("/v1", ""), ("/score", ""), ("/v1/embeddings/x", ""), ("/" + "x" * 10_000, "")),
+        *(
+            (path, "/v1/embeddings")
+            for path in ("/embeddings", "/v1/embeddings/", "/v1/v1/embeddings", "/v1/embedding")
+        ),
+        *(("/V1/models", "/v1/models"), ("/v1/pooling", "/pooling"), ("/healthz", "/health"), ("/doc/", "/docs")),
+    ],
+)
+async def test_unknown_paths(client: httpx2.AsyncClient, path: str, meant: str) -> None:
     response = await client.get(path)
     assert response.status_code == 404
+    there = f"; did you mean `{meant}`" if meant else ""
     assert response.json()["error"] == {
-        "message": "Not Found. There is no such path here.",
+        "message": f"Not Found. There is no such path here{there}; GET /docs shows those there are.",
         "type": "NotFoundError",
         "param": None,
         "code": 404,

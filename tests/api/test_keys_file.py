@@ -98,6 +98,7 @@ def test_a_file_without_keys_opens_to_nobody(tmp_path: Path) -> None:
         ("[keys.a]", "`a` needs one of `sha256` and `key`"),
         (f'[keys.a]\nkey = "hush"\nsha256 = "{DIGEST}"', "`a` needs one of `sha256` and `key`"),
         ('[keys.a]\nkey = "hush"\nhush = 1', "`a` has a field that is none of `key`, `sha256`, `lane`, "),
+        ('[keys.a]\nkey = "hush"\ntokens_per_sec = 1', "`a` has the field `tokens_per_sec`, which is none of `key`, "),
         ('[keys.a]\nkey = ""', "`key` of `a` must be printable"),
         ('[keys.a]\nkey = " hush"', "`key` of `a` must be printable"),
         ('[keys.a]\nkey = "hush\\n"', "`key` of `a` must be printable"),

@@ -23,6 +23,7 @@ from .choices import Choices
 from .context import Context, context_of
 from .disconnect import unless_hung_up
 from .foreign_ids import ForeignIds
+from .inputs import Conversations
 from .json_answer import JsonAnswer
 from .layout import Envelope, Layout, bounded_metadata
 from .quota import Quota
@@ -103,6 +104,8 @@ class Answering:
         """
         limits.check("inputs", len(body.prompts), self._settings.max_request_inputs)
         options = replace(options, timeout_s=choices.timeout_s, lane=choices.lane, partial=choices.partial)
+        if served is not None and isinstance(body.prompts, Conversations):
+            options = replace(options, chat=served.card.chat)
         inputs = await rendered(body, served, self._settings)
         if self._ids is not None:
             inputs = await self._ids.texts_of(inputs)

@@ -419,6 +419,8 @@ class Producer:
             if self.fleet.served is None:
                 return await prepare_texts(inputs, options, self._text_model)
             served = self.fleet.served
+        if options.chat is not None and options.chat != served.card.chat:
+            raise Unavailable("The model is just being replaced by one that makes other texts of chat messages.")
         try:
             async with asyncio.timeout_at(deadline_s):
                 return await prepare(inputs, options, served)

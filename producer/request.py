@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedstream.shared.cards import ModelCard
+from embedstream.shared.cards import ChatFormat, ModelCard
 from embedstream.shared.chunks import piece_counts, piece_lengths
 from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_INPUTS, MAX_TOKENS, Job, LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
@@ -41,6 +41,7 @@ class Options:
         long_inputs: what becomes of inputs above the model's limit while `truncate_prompt_tokens` is None.
         truncation_side: the end that loses tokens; MODEL keeps the special tokens.
         partial: whether inputs that fail alone leave the others their vectors; if not, they end the request.
+        chat: how the texts were made of chat messages; a model that makes others of them does not get them.
     """
 
     vectors: VectorOptions = field(default_factory=VectorOptions)
@@ -51,6 +52,7 @@ class Options:
     long_inputs: LongInputs = LongInputs.ERROR
     truncation_side: TruncationSide = TruncationSide.MODEL
     partial: bool = False
+    chat: ChatFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

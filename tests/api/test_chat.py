@@ -206,3 +206,14 @@ async def test_chat_waits_for_the_first_consumer(
 def test_a_served_model_has_no_template_unless_told() -> None:
     assert served_model().card.chat is None
     assert served_model().keys == Keys("ek", "tiny")
+
+
+async def test_a_model_with_another_template_does_not_get_the_texts_of_this_one(
+    client: httpx2.AsyncClient, producer: StubProducer
+) -> None:
+    serve_chat(producer)
+    assert producer.fleet.served is not None
+    await texts(client, producer, messages=[USER])
+    assert producer.runs[-1].options.chat == producer.fleet.served.card.chat
+    await texts(client, producer, input="a")
+    assert producer.runs[-1].options.chat is None

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from embedstream.producer import Lane, Options, Producer, SyncProducer, VectorType
 from embedstream.shared import results
-from embedstream.shared.cards import ModelCard, ModelEntry
+from embedstream.shared.cards import ChatFormat, ModelCard, ModelEntry
 from embedstream.shared.errors import (
     InputTooLong,
     InvalidInput,
@@ -390,6 +390,24 @@ async def test_a_new_revision_is_tokenised_for_again(producer: Producer, start_s
     await start_stub(newer)
     vectors = await producer.embed(["the queue"])
     np.testing.assert_allclose(vectors, expected(newer, ["the queue"]))
+
+
+@pytest.mark.parametrize("template", ["{{ 1 }}", "{{ 2 }}"])
+async def test_texts_made_of_chat_messages_are_for_a_model_that_makes_the_same(
+    producer: Producer, start_stub: Starter, card: ModelCard, template: str
+) -> None:
+    chat = ChatFormat({"default": "{{ 1 }}"}, {})
+    old = await start_stub(replace(card, chat=chat, fingerprint=b""))
+    await producer.embed(["a"])
+    prepared = await producer.prepare(["the queue"], Options(chat=chat))
+    newer = replace(card, revision="r2", chat=ChatFormat({"default": template}, {}), fingerprint=b"")
+    old.card = newer
+    await start_stub(newer)
+    if newer.chat == chat:
+        np.testing.assert_allclose((await producer.run(prepared)).vectors, expected(newer, ["the queue"]))
+    else:
+        with pytest.raises(Unavailable, match="other texts of chat messages"):
+            await producer.run(prepared)
 
 
 async def test_a_stream_is_tokenised_again_while_nothing_has_come(

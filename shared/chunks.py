@@ -122,7 +122,8 @@ def mean(vectors: NDArray[Any], lengths: NDArray[np.integer], normalize: bool) -
     """
     weights = lengths.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # the caller looks whether it is finite
-        total: NDArray[np.float32] = (vectors * weights[:, None]).sum(axis=0, dtype=np.float32) / weights.sum()
+        # Not as a product that is summed up: that would be one more copy of the vectors.
+        total: NDArray[np.float32] = np.einsum("i,ij->j", weights, vectors) / weights.sum()
         if normalize:
             total /= max(np.float32(np.linalg.norm(total)), np.float32(_LEAST_NORM))
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -133,3 +134,16 @@ def test_token_vectors_follow_one_another() -> None:
 def test_pieces_travel_in_float32() -> None:
     asked = VectorOptions(dimensions=2, normalize=True, dtype=VectorType.FP8_E4M3)
     assert travelling(asked) == VectorOptions(dimensions=2, normalize=True)
+
+
+def test_the_mean_of_many_pieces_copies_none_of_them() -> None:
+    vectors = np.full((20_000, 64), 0.5, np.float32)
+    lengths = np.full(len(vectors), 512, np.uint32)
+    tracemalloc.start()
+    try:
+        total = mean(vectors, lengths, normalize=False)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (total == 0.5).all()
+    assert most_bytes < vectors.nbytes / 4

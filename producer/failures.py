@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from embedstream.shared.errors import (
     EmbedstreamError,
@@ -36,20 +36,24 @@ class InputFailure:
         status: what became of it.
         message: for people.
         param: the field of the request to mend, if any.
+        refusal: the error itself, of an input that was refused before the queue.
     """
 
     status: Status
     message: str
     param: str | None = None
+    refusal: InvalidInput | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, error: InvalidInput) -> InputFailure:
         """The failure that an error about one input stands for."""
         status = Status.INPUT_TOO_LONG if isinstance(error, InputTooLong) else Status.INVALID_INPUT
-        return cls(status, str(error), error.param)
+        return cls(status, str(error), error.param, error)
 
     def error(self) -> EmbedstreamError:
         """The error it would be if it ended the whole request."""
+        if self.refusal is not None:
+            return self.refusal
         kind = ERRORS[self.status]
         if issubclass(kind, InvalidInput):
             return kind(self.message, param=self.param)

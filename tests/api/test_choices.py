@@ -106,6 +106,15 @@ async def test_with_partial_an_input_that_fails_leaves_the_others_their_vectors(
     assert answer["usage"]["prompt_tokens"] == 4 + 3  # of those that have a vector
 
 
+async def test_with_partial_an_input_that_is_refused_gets_the_error_of_a_whole_request(
+    client: httpx2.AsyncClient,
+) -> None:
+    whole = (await client.post(URL, json={"input": [[3], [99]]})).json()["error"]
+    answer = (await client.post(URL, json={"input": [[3], [99]]}, headers={"x-on-error": "partial"})).json()
+    assert answer["data"][1]["error"] == whole
+    assert "check_embedding_ctx_length=False" in whole["message"]
+
+
 async def test_with_partial_all_may_fail(client: httpx2.AsyncClient, producer: StubProducer) -> None:
     producer.failures = {0: InputFailure(Status.FAILED, "no"), 1: InputFailure(Status.FAILED, "no")}
     response = await client.post(URL, json={"input": ["a", "b"]}, headers={"x-on-error": "partial"})

@@ -249,7 +249,7 @@ async def pass_on(request: Request, error: Exception) -> Response:
     """Let an exception of the router travel on to `ErrorBodies`, so that all are answered in one place."""
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.NOT_FOUND:
         meant = nearest(request.url.path, [route.path for route in request.app.routes])
-        raise PathNotFound(f"Not Found. There is no such path here{meant}; GET /docs shows those there are.")
+        raise PathNotFound(f"Not Found. There is no such path here{meant}. GET /docs shows those there are.")
     raise error
 
 
@@ -260,7 +260,7 @@ def nearest(path: str, paths: Iterable[str]) -> str:
     """
     there = {_last_word(each): each for each in paths if "{" not in each}
     found = get_close_matches(_last_word(path)[:_LONGEST_WORD], there, 1, 0.75)
-    return f"; did you mean `{there[found[0]]}`" if found else ""
+    return f": `{there[found[0]]}` may be meant" if found else ""
 
 
 def _last_word(path: str) -> str:

@@ -150,9 +150,9 @@ async def test_expected_errors_leave_no_traceback(client: httpx2.AsyncClient, pr
 async def test_unknown_paths(client: httpx2.AsyncClient, path: str, meant: str) -> None:
     response = await client.get(path)
     assert response.status_code == 404
-    there = f"; did you mean `{meant}`" if meant else ""
+    there = f": `{meant}` may be meant" if meant else ""
     assert response.json()["error"] == {
-        "message": f"Not Found. There is no such path here{there}; GET /docs shows those there are.",
+        "message": f"Not Found. There is no such path here{there}. GET /docs shows those there are.",
         "type": "NotFoundError",
         "param": None,
         "code": 404,

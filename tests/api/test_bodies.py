@@ -103,7 +103,8 @@ class Slow:
                     read.set()
 
             headers = [(b"content-type", b"application/json"), (b"content-encoding", coding.encode())]
-            await self._app({"type": "http", "method": "POST", "path": URL, "headers": headers}, receive, send)
+            scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": URL, "headers": headers}
+            await self._app(scope, receive, send)
             return statuses[0]
 
         self._tasks.append(asyncio.create_task(request()))

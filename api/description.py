@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from html import escape
 
 import orjson
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from starlette.responses import Response
 
 from embedstream.shared.settings import Settings
 
+_ADDRESS = "(address)"
 _NOTHING_FROM_OUTSIDE = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -32,9 +34,11 @@ class Description:
 
     async def people(self, request: Request) -> Response:
         """`GET /docs`."""
-        del request
         await self._make()
-        return Response(self._page, media_type="text/html", headers={"content-security-policy": _NOTHING_FROM_OUTSIDE})
+        # The way that this client has come; the server may stand behind another.
+        address = escape(str(request.base_url).rstrip("/")).encode()
+        page = self._page.replace(_ADDRESS.encode(), address)
+        return Response(page, media_type="text/html", headers={"content-security-policy": _NOTHING_FROM_OUTSIDE})
 
     async def _make(self) -> None:
         if not self._json:  # in a thread: it takes some ten milliseconds
@@ -46,4 +50,4 @@ class Description:
         from .openapi import document
 
         described = document(self._settings)
-        return orjson.dumps(described), page(described).encode()
+        return orjson.dumps(described), page(described, _ADDRESS).encode()

@@ -22,6 +22,7 @@ a { color: var(--link); text-decoration: none } a:hover { text-decoration: under
 code, pre { font: .875em/1.45 ui-monospace, monospace } code { background: var(--soft); padding: .1em .3em }
 pre { background: var(--soft); padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere }
 pre code { background: none; padding: 0 }
+table + table { margin-top: 1.5rem }
 table { border-collapse: collapse; width: 100%; font-size: .9375em; display: block; overflow-x: auto }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line) }
 section { margin: 2rem 0; padding-left: 1rem; border-left: 3px solid var(--line) } section h3 { margin: 0 }
@@ -33,11 +34,12 @@ _SHORT = 4
 """Forms of a value that are told in full."""
 
 
-def page(document: JsonObject) -> str:
+def page(document: JsonObject, address: str) -> str:
     """The whole page.
 
     Args:
         document: OpenAPI 3.1, as `openapi.document` makes it.
+        address: where the server is, for the lines to copy.
     """
     info, schemas = document["info"], document["components"]["schemas"]
     operations = [
@@ -49,7 +51,10 @@ def page(document: JsonObject) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>",
-        f'<p>{_marked(info["summary"])} For machines: <a href="openapi.json">openapi.json</a>.</p><nav><ul>',
+        f'<p>{_marked(info["summary"])} For machines: <a href="openapi.json">openapi.json</a>.</p>',
+        "<p>To run the examples on this page, first set:</p>",
+        f"<pre><code>URL={escape(address)}{_key_line(operations)}</code></pre>",
+        "<nav><ul>",
         *(
             f'<li><a href="#{operation["operationId"]}">{_head(method, path)}</a> '
             f'<span class="soft">{escape(operation["summary"])}</span></li>'
@@ -62,13 +67,18 @@ def page(document: JsonObject) -> str:
         for method, path, operation in operations:
             if operation["tags"][0] == tag:
                 parts.extend(_operation(method, path, operation))
-    parts.append("<h2>Errors</h2><p>All have this body; <code>code</code> is the status.</p>")
-    parts.append(_rows(("status", "type"), _errors(document["components"]["responses"])))
+    parts.append('<h2 id="errors">Errors</h2><p>All have this body; <code>code</code> is the status.</p>')
+    parts.append(_rows(("status", "type", "headers"), _errors(document["components"]["responses"])))
+    parts.append(_rows(("header", "meaning"), _headers(document["components"]["headers"])))
     parts.append("<h2>Bodies</h2>")
     for name, schema in schemas.items():
         if not name.startswith("Error") or name in ("ErrorBody", "ErrorFields"):
             parts.extend(_schema(name, schema))
     return "".join([*parts, "</body></html>"])
+
+
+def _key_line(operations: Iterable[tuple[str, str, JsonObject]]) -> str:
+    return "\nKEY=your-key" if any("security" in operation for _, _, operation in operations) else ""
 
 
 def _operation(method: str, path: str, operation: JsonObject) -> Iterator[str]:
@@ -77,7 +87,7 @@ def _operation(method: str, path: str, operation: JsonObject) -> Iterator[str]:
     if "security" in operation:
         yield "<p>Needs a key: <code>Authorization: Bearer &lt;key&gt;</code>.</p>"
     if operation["parameters"]:
-        yield "<h4>Headers and parts of the path</h4>"
+        yield "<h4>Headers and path</h4>"
         yield _rows(
             ("name", "type", "meaning"),
             (
@@ -99,10 +109,11 @@ def _operation(method: str, path: str, operation: JsonObject) -> Iterator[str]:
 
 
 def _curl(path: str, body: Any, operation: JsonObject) -> str:
-    """A line for the shell. The server's own address is not known here: it may stand behind another."""
-    key = " -H 'Authorization: Bearer '\"$KEY\"" if "security" in operation else ""
+    """A line for the shell."""
+    key = ' -H "Authorization: Bearer $KEY"' if "security" in operation else ""
     quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
-    return escape(f"curl \"$URL{path}\"{key} -H 'Content-Type: application/json' -d '{quoted}'", quote=False)
+    file = " -o vectors.bin" if str(body.get("encoding_format")).startswith("bytes") else ""  # not for a terminal
+    return escape(f"curl \"$URL{path}\"{key} -H 'Content-Type: application/json' -d '{quoted}'{file}", quote=False)
 
 
 def _answers(responses: JsonObject) -> Iterator[tuple[str, str, str]]:
@@ -115,12 +126,18 @@ def _answers(responses: JsonObject) -> Iterator[tuple[str, str, str]]:
             headers = ", ".join(map(_code, response["headers"]))
             yield _code(status), f"{_marked(response['description'])} {' or '.join(forms)}", headers
     errors = [status for status, response in responses.items() if "$ref" in response]
-    yield ", ".join(map(_code, errors)), f"{_link('ErrorBody')}, see errors", _code("x-request-id")
+    yield ", ".join(map(_code, errors)), _link("ErrorBody"), '<a href="#errors">those of errors</a>'
 
 
-def _errors(responses: JsonObject) -> Iterator[tuple[str, str]]:
+def _errors(responses: JsonObject) -> Iterator[tuple[str, str, str]]:
     for name, response in responses.items():
-        yield _code(name.removeprefix("Error")), _marked(response["description"])
+        headers = ", ".join(map(_code, response["headers"]))
+        yield _code(name.removeprefix("Error")), _marked(response["description"]), headers
+
+
+def _headers(headers: JsonObject) -> Iterator[tuple[str, str]]:
+    for name, header in headers.items():
+        yield _code(name), _marked(header["description"])
 
 
 def _schema(name: str, schema: JsonObject) -> Iterator[str]:

@@ -64,15 +64,17 @@ _HEADERS: Mapping[str, JsonObject] = {
     "x-request-id": {"description": "The request's own, or one made here.", "schema": _TEXT},
     "x-should-retry": {"description": "`false` on errors that would come again.", "schema": {"const": "false"}},
     "Retry-After": {
-        "description": "Seconds.",
+        "description": "Seconds to wait before the next try.",
         "schema": {"type": "integer", "minimum": 1, "maximum": MAX_RETRY_AFTER_S},
     },
+    "Allow": {"description": "The methods of the path.", "schema": _TEXT},
     "WWW-Authenticate": {"description": "How to send a key.", "schema": {"const": "Bearer"}},
     "Accept-Encoding": {"description": "The codings of bodies there are.", "schema": _TEXT},
     **{name: {"description": text, "schema": _TEXT} for name, text in QUOTA_HEADERS.items()},
 }
 _OF_STATUS = {
     401: ["WWW-Authenticate"],
+    405: ["Allow"],
     409: [*QUOTA_HEADERS],
     415: ["Accept-Encoding"],
     429: ["Retry-After", *QUOTA_HEADERS],

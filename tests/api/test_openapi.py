@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from typing import Any
 
 import httpx2
@@ -145,13 +146,36 @@ async def test_the_page_shows_all_and_loads_nothing(client: httpx2.AsyncClient) 
             assert f'id="{operation["operationId"]}"' in response.text
     for name in EmbeddingRequest.model_fields:
         assert f"<code>{name}</code>" in response.text
-    assert not re.search(r"<(?:script|link|img|iframe)\b|@import|url\(|https?://", response.text)
+    assert not re.search(
+        r"<(?:script|link|img|iframe)\b|@import|url\(|(?:src|href)=[\"']?(?:https?:)?//", response.text
+    )
+
+
+async def test_the_lines_of_the_page_can_be_run(client: httpx2.AsyncClient) -> None:
+    shown = unescape((await client.get("/docs", headers={"host": "api.example:81"})).text)
+    assert "URL=http://api.example:81</code>" in shown
+    assert "<b>" not in (await client.get("/docs", headers={"host": "<b>api.example:81"})).text
+    lines = re.findall(r"curl .*?(?=</code>)", shown)
+    assert len(lines) == 7
+    for line in lines:
+        assert line.startswith('curl "$URL/')
+        assert line.endswith(" -o vectors.bin") == ("bytes" in line)
+    assert "KEY=" not in shown
+    assert "<code>URL=x\nKEY=your-key</code>" in page(document(Settings(api_key=("k",))), "x")
+
+
+def test_the_page_tells_the_headers_of_errors() -> None:
+    shown = page(document(Settings()), "x")
+    (row,) = re.findall(r"<tr><td><code>429</code></td><td>.*?</tr>", shown)
+    assert "<code>Retry-After</code>" in row
+    assert "<code>x-should-retry</code>" in row
+    assert re.search(r"<td><code>Retry-After</code></td><td>Seconds to wait", shown)
 
 
 def test_the_page_is_well_formed_and_escaped() -> None:
     described = document(Settings())
     described["info"]["title"] = "<b>&"
-    shown = page(described)
+    shown = page(described, "<b>")
     assert "<b>" not in shown
     assert "&lt;b&gt;&amp;" in shown
     for tag in ("section", "table", "tr", "td", "code", "pre", "nav", "ul", "li", "p"):

@@ -19,5 +19,6 @@ def complain_if_missing() -> int:
     names = missing()
     if not names:
         return exits.OK
-    exits.complain(f"{', '.join(names)} not installed; a consumer needs `pip install '.[consumer]'` in embedstream's folder")
+    how = "`pip install '.[consumer]'` in embedstream's folder"
+    exits.complain(f"{', '.join(names)} not installed; a consumer needs {how}")
     return exits.FINAL

@@ -19,6 +19,13 @@ app = flags.new_app(
     "reason until somebody replays or drops them, or they grow too old."
 )
 
+
+def _lane_of(word: str) -> Lane:
+    if word not in set(Lane):  # typer's own words for it begin with those of pydantic
+        raise typer.BadParameter(f"{word!r} is none of {', '.join(Lane)}.")
+    return Lane(word)
+
+
 _Id = Annotated[str, typer.Argument(metavar="ID", help="Id of a dead letter, as `list` shows it.", show_default=False)]
 _Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of dead letters, as `list` shows them.")]
 _All = Annotated[bool, typer.Option("--all", help="All of them; the filters below narrow it.")]
@@ -26,7 +33,9 @@ _Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Only those wi
 _OlderThan = Annotated[
     float | None, typer.Option("--older-than-s", min=0, metavar="NUMBER", help="Only those given up so long ago.")
 ]
-_Lane = Annotated[Lane | None, typer.Option(help="Only those of one lane.")]
+_Lane = Annotated[
+    Lane | None, typer.Option(parser=_lane_of, metavar=f"<{'|'.join(Lane)}>", help="Only those of one lane.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
 
 

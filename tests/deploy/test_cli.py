@@ -116,6 +116,12 @@ def test_without_a_server_one_line_names_serve(arguments: tuple[str, ...]) -> No
     assert "embedstream serve" in done.stderr
 
 
+def test_a_wrong_lane_is_told_in_our_words() -> None:
+    result = CliRunner().invoke(cli.app, ["dead-letters", "list", "--lane", "x"])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1] == "Error: Invalid value for '--lane': 'x' is none of interactive, bulk."
+
+
 @pytest.mark.parametrize("command", ["consumer", "serve"])
 def test_without_torch_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setattr(requirements, "_PACKAGES", ("torch_that_is_missing", "json"))

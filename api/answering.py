@@ -101,6 +101,7 @@ class Answering:
         Raises:
             InvalidInput: it cannot be served.
             Unavailable: nobody serves the model now.
+            ClientDisconnect: the client hung up.
         """
         limits.check("inputs", len(body.prompts), self._settings.max_request_inputs)
         options = replace(options, timeout_s=choices.timeout_s, lane=choices.lane, partial=choices.partial)
@@ -110,7 +111,10 @@ class Answering:
         if self._ids is not None:
             inputs = await self._ids.texts_of(inputs)
         limits.refuse_absurd(inputs, options, served, self._settings.max_request_tokens)
-        prepared = await self._producer.prepare(inputs, options)
+        preparing = self._producer.prepare(inputs, options)
+        if limits.takes_long(inputs):
+            preparing = unless_hung_up(request.receive, preparing)
+        prepared = await preparing
         limits.check("tokens", prepared.least_tokens, self._settings.max_request_tokens)
         context_of(request.scope).note(
             inputs=prepared.n_inputs, tokens=prepared.n_tokens, form=body.encoding_format, lane=choices.lane.value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -73,7 +74,8 @@ class Buckets:
         told: asyncio.Future[Bucket] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Asked(key, (repr(tokens_per_s), repr(burst_tokens), tokens), told))
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send_all(), name="quota")
+            # With no context: what it logs is not about the request that happened to be the first.
+            self._sending = asyncio.create_task(self._send_all(), name="quota", context=Context())
         return await told
 
     async def _send_all(self) -> None:

@@ -7,6 +7,9 @@ from embedstream.producer.fleet import ServedModel
 from embedstream.producer.request import Inputs
 from embedstream.shared.errors import InvalidInput
 
+_LONG_CHARS = 200_000
+"""Texts above this size are tokenised two requests at a time; the others need no watching (50 us) of their client."""
+
 
 def check(what: str, count: int, limit: int) -> None:
     """Refuse a request that has too much of something.
@@ -51,3 +54,8 @@ def refuse_absurd(inputs: Inputs, options: Options, served: ServedModel | None, 
                 "requests.",
                 param="input",
             )
+
+
+def takes_long(inputs: Inputs) -> bool:
+    """Whether a request may wait for its turn to be tokenised: who has left meanwhile must not keep a place."""
+    return len(inputs) > 0 and isinstance(inputs[0], str) and sum(map(len, inputs)) > _LONG_CHARS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Coroutine
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -145,7 +146,8 @@ class Fleet:
     async def refresh(self) -> None:
         """Ask Redis now; a failure is remembered as the trouble. All who ask at one time share one question."""
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.create_task(self._ask())
+            # With no context: what it logs is not about the request that happened to be the first.
+            self._refreshing = asyncio.create_task(self._ask(), context=Context())
         await asyncio.shield(self._refreshing)  # a caller who gives up must not stop it for the others
 
     async def _ask(self) -> None:

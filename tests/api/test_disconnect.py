@@ -15,7 +15,8 @@ from tests.api.conftest import StubProducer
 
 from embedstream.api import create_app
 from embedstream.api.disconnect import unless_hung_up
-from embedstream.producer import Embeddings, Prepared, Producer
+from embedstream.producer import Embeddings, Options, Prepared, Producer
+from embedstream.producer.request import Inputs
 from embedstream.shared.keys import Keys
 from embedstream.shared.settings import Settings
 
@@ -133,6 +134,26 @@ async def test_the_log_has_the_status_of_a_hang_up(app: Starlette, producer: Stu
         client.hung_up.set()
         await calling
     assert [(entry["status"], entry["error"]) for entry in logs] == [(499, "ClientDisconnect")]
+
+
+async def test_who_leaves_keeps_no_place_among_large_texts(app: Starlette, producer: StubProducer) -> None:
+    ended = asyncio.Event()
+
+    async def prepare(inputs: Inputs, options: Options) -> Prepared:
+        try:
+            await asyncio.Event().wait()  # for its turn to be tokenised
+        finally:
+            ended.set()
+        raise AssertionError(inputs, options)
+
+    producer.prepare = prepare  # type: ignore[method-assign] # a turn that never comes
+    client = Client({"input": ["a " * 60_000, "b " * 60_000], "truncate_prompt_tokens": -1})
+    calling = asyncio.create_task(client.call(app))
+    await asyncio.sleep(0.05)
+    assert not calling.done()
+    client.hung_up.set()
+    assert await asyncio.wait_for(calling, 10) == 499
+    assert ended.is_set()
 
 
 async def connections_made(producer: Producer) -> int:

@@ -47,7 +47,7 @@ async def test_one_line_for_each_request(client: httpx2.AsyncClient) -> None:
         "inputs": 2,
         "tokens": 6,
         "form": "float",
-            "lane": "interactive",
+        "lane": "interactive",
     }
 
 

@@ -24,8 +24,9 @@ check: .venv/installed-dev  ## the quick checks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Many tests wait for processes: three files at a time take 60 % of the time on two cores.
 unit: .venv/installed-dev  ## pytest alone; flags: make unit ARGS="-k batching"
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
 chaos: .venv/installed-dev  ## kill, stall and flood a whole deployment, about 6 minutes; flags: make chaos ARGS="-k test_03"
 	$(BIN)/pytest tests/chaos -m chaos -n 6 --dist worksteal -o faulthandler_timeout=400 $(ARGS)

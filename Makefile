@@ -24,7 +24,7 @@ check: .venv/installed-dev  ## the quick checks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Many tests wait for processes: three files at a time take 60 % of the time on two cores.
+# Many tests wait for processes of theirs: even on two cores three files at a time are faster than one.
 unit: .venv/installed-dev  ## pytest alone; flags: make unit ARGS="-k batching"
 	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import zlib
 from typing import Any
-
-import zstandard
 
 from .case import EMBEDDINGS, Case, bad, ok
 from .cases_request import a, plain
 from .models import SLOW
 from .servers import BULK_KEY, KEY, ORIGIN, OTHER_KEY
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 _OPEN = ("/health", "/livez", "/ready", "/ping", "/version")
 _SHUT = ("/v1/models", "/v1/models/tiny", "/metrics", "/openapi.json", "/docs", "/nowhere", "/v1/nowhere")
@@ -100,7 +104,7 @@ CASES: list[Case] = [
         ok("E-HDR-06", f"a body in {name}", packed_json(a(), how), plain, headers={"content-encoding": name})
         for name, how in {
             "gzip": gzip.compress,
-            "zstd": zstandard.compress,
+            "zstd": zstd.compress,
             "deflate": zlib.compress,
             "identity": bytes,
         }.items()
@@ -114,7 +118,7 @@ CASES: list[Case] = [
             server="limited",
             status=413,
         )
-        for name, how in {"gzip": gzip.compress, "zstd": zstandard.compress}.items()
+        for name, how in {"gzip": gzip.compress, "zstd": zstd.compress}.items()
     ),
     *(
         Case("E-HDR-07", f"encoding {name}", packed_json(a(), bytes), headers={"content-encoding": name}, status=415)

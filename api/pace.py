@@ -9,11 +9,15 @@ from collections.abc import Callable
 from embedstream.shared.logs import get_logger
 from embedstream.shared.settings import Settings
 
+_LATE_S = 0.05
+
 log = get_logger()
 
 
 class Alarm:
     """One moment that may be moved as often as one likes; a timer is set anew only when it comes closer.
+
+    When it is the loop that is late, it first gets the time to read what lies there: nobody is cut for our own delay.
 
     Args:
         loop: whose clock it follows.
@@ -25,6 +29,7 @@ class Alarm:
         self._ring = ring
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at_s = self._due_s = math.inf
+        self._put_off = False
 
     @property
     def is_set(self) -> bool:
@@ -33,6 +38,10 @@ class Alarm:
 
     def set(self, within_s: float) -> None:
         """Ring after this time, whatever was said before."""
+        self._put_off = False
+        self._set(within_s)
+
+    def _set(self, within_s: float) -> None:
         self._due_s = self._loop.time() + within_s
         if self._timer_at_s > self._due_s:
             if self._timer is not None:
@@ -53,11 +62,14 @@ class Alarm:
     def _look(self) -> None:
         self._timer, self._timer_at_s = None, math.inf
         left_s = self._due_s - self._loop.time()
-        if left_s <= 0:
+        if left_s < -_LATE_S and not self._put_off:  # uvloop looks at its timers before it reads
+            self._put_off = True
+            self._set(_LATE_S)
+        elif left_s <= 0:
             self.clear()
             self._ring()
         elif self.is_set:
-            self.set(left_s)
+            self._set(left_s)
 
 
 class BodyPace:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,9 +29,11 @@ from .json_answer import JsonAnswer
 from .layout import Envelope, Layout, bounded_metadata
 from .quota import Quota
 from .responses import Form, Kind
-from .schemas import InputRequest
+from .schemas import InputRequest, read
 from .streaming import Content, PackedVectors, PiecedResponse, Promise, VectorStream
 from .turns import Turns
+
+Asked = TypeVar("Asked", bound=InputRequest)
 
 _SHOWN_NAME_CHARS = 200
 _WHOLE_JSON_BYTES = 16 * 1024 * 1024
@@ -55,13 +58,31 @@ class Answering:
         self._ids = ids
         self._turns = Turns()
 
-    def choices(self, request: Request, body: InputRequest) -> Choices:
-        """What the request's headers ask for.
+    async def respond(
+        self,
+        request: Request,
+        form: type[Asked],
+        options_of: Callable[[Asked, ServedModel | None, Settings], Options],
+        kind: Kind,
+    ) -> Response:
+        """Answer a request. What can be refused is refused before anything is queued.
+
+        Args:
+            request: whose body has not been read.
+            form: of its body.
+            options_of: how to treat it, from its body, the model (None while nobody has announced it) and the settings.
+            kind: of the answer's items.
 
         Raises:
-            InvalidInput, LaneForbidden: they cannot have it.
+            SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
-        return Choices.of(request, body.encoding_format, self._settings.request_timeout_s)
+        start_s = time.perf_counter()
+        body = await read(request, form, self._settings)
+        choices = Choices.of(request, body.encoding_format, self._settings.request_timeout_s)
+        served = await self.served(body.model)
+        options = options_of(body, served, self._settings)
+        prepared = await self._prepare(request, body, served, options, choices)
+        return await self._answer(request, body, prepared, choices, kind, start_s)
 
     async def served(self, name: str) -> ServedModel | None:
         """The model of that name; None while nobody has announced it and requests wait for its first consumer.
@@ -86,7 +107,7 @@ class Answering:
             raise ModelNotFound(name[:_SHOWN_NAME_CHARS], known=served.names)
         return served
 
-    async def prepare(
+    async def _prepare(
         self, request: Request, body: InputRequest, served: ServedModel | None, options: Options, choices: Choices
     ) -> Prepared:
         """Tokenise and check. What can be refused is refused here, before anything is queued.
@@ -121,7 +142,7 @@ class Answering:
         )
         return prepared
 
-    async def answer(
+    async def _answer(
         self, request: Request, body: InputRequest, prepared: Prepared, choices: Choices, kind: Kind, start_s: float
     ) -> Response:
         """Have a request embedded, and answer it in the form it asks for.

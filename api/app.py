@@ -46,8 +46,8 @@ def create_app(settings: Settings, producer: Producer | None = None) -> Starlett
     quota = Quota(producer, settings)
     answering = Answering(producer, settings, quota, reader_of(settings))
     embeddings, pooling, tokenizing, models, probes, description = (
-        EmbeddingsEndpoint(answering, settings),
-        PoolingEndpoint(answering, settings),
+        EmbeddingsEndpoint(answering),
+        PoolingEndpoint(answering),
         Tokenizing(answering, settings),
         Models(producer.fleet),
         Probes(producer.fleet, settings.scale_from_zero_s),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 from starlette.requests import Request
 from starlette.responses import Response
 
+from embedstream.producer import Options
 from embedstream.producer.fleet import ServedModel
 from embedstream.shared.errors import NotServed
 from embedstream.shared.recipe import Pooling
@@ -14,7 +13,7 @@ from embedstream.shared.settings import Settings
 
 from .answering import Answering
 from .responses import EMBEDDING
-from .schemas import EmbeddingRequest, read
+from .schemas import EmbeddingRequest
 
 
 class EmbeddingsEndpoint:
@@ -22,12 +21,10 @@ class EmbeddingsEndpoint:
 
     Args:
         answering: the way of a request.
-        settings: what becomes of long inputs.
     """
 
-    def __init__(self, answering: Answering, settings: Settings) -> None:
+    def __init__(self, answering: Answering) -> None:
         self._answering = answering
-        self._settings = settings
 
     async def create(self, request: Request) -> Response:
         """Embed the inputs of a request. What can be refused is refused before anything is queued.
@@ -35,20 +32,18 @@ class EmbeddingsEndpoint:
         Raises:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
-        start_s = time.perf_counter()
-        body = await read(request, EmbeddingRequest, self._settings)
-        choices = self._answering.choices(request, body)
-        served = await self._answering.served(body.model)
-        if served is not None:
-            _check_pooling(served)
-        options = body.options(self._settings)
-        prepared = await self._answering.prepare(request, body, served, options, choices)
-        return await self._answering.answer(request, body, prepared, choices, EMBEDDING, start_s)
+        return await self._answering.respond(request, EmbeddingRequest, _options, EMBEDDING)
 
 
-def _check_pooling(served: ServedModel) -> None:
-    if served.card.recipe.pooling is Pooling.ALL:
+def _options(body: EmbeddingRequest, served: ServedModel | None, settings: Settings) -> Options:
+    """What the producer is to do.
+
+    Raises:
+        NotServed: the model makes a vector of each token.
+    """
+    if served is not None and served.card.recipe.pooling is Pooling.ALL:
         raise NotServed(
             f"The model does not support Embeddings API: `{served.card.model}` is served with pooling `all`, one "
             "vector for each token. Use /pooling."
         )
+    return body.options(settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from embedstream.shared.settings import Settings
 from .answering import Answering
 from .parsing import refusal
 from .responses import POOLING
-from .schemas import PoolingRequest, read
+from .schemas import PoolingRequest
 
 _EMBED, _TOKEN_EMBED = "embed", "token_embed"
 
@@ -27,12 +26,10 @@ class PoolingEndpoint:
 
     Args:
         answering: the way of a request.
-        settings: what becomes of long inputs.
     """
 
-    def __init__(self, answering: Answering, settings: Settings) -> None:
+    def __init__(self, answering: Answering) -> None:
         self._answering = answering
-        self._settings = settings
 
     async def create(self, request: Request) -> Response:
         """Pool the inputs of a request. What can be refused is refused before anything is queued.
@@ -40,13 +37,7 @@ class PoolingEndpoint:
         Raises:
             SchemaError, EmbedstreamError: answered as `errors.TABLE` says.
         """
-        start_s = time.perf_counter()
-        body = await read(request, PoolingRequest, self._settings)
-        choices = self._answering.choices(request, body)
-        served = await self._answering.served(body.model)
-        options = _options(body, served, self._settings)
-        prepared = await self._answering.prepare(request, body, served, options, choices)
-        return await self._answering.answer(request, body, prepared, choices, POOLING, start_s)
+        return await self._answering.respond(request, PoolingRequest, _options, POOLING)
 
 
 def _options(body: PoolingRequest, served: ServedModel | None, settings: Settings) -> Options:

@@ -8,7 +8,6 @@ from starlette.responses import Response
 from embedstream.producer import Options
 from embedstream.producer.fleet import ServedModel
 from embedstream.shared.errors import NotServed
-from embedstream.shared.recipe import Pooling
 from embedstream.shared.settings import Settings
 
 from .answering import Answering
@@ -41,7 +40,7 @@ def _options(body: EmbeddingRequest, served: ServedModel | None, settings: Setti
     Raises:
         NotServed: the model makes a vector of each token.
     """
-    if served is not None and served.card.recipe.pooling is Pooling.ALL:
+    if served is not None and served.card.recipe.per_token:
         raise NotServed(
             f"The model does not support Embeddings API: `{served.card.model}` is served with pooling `all`, one "
             "vector for each token. Use /pooling."

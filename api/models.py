@@ -55,7 +55,7 @@ class Models:
             "max_model_len": recipe.max_length,
             "permission": [],
             "dimension": recipe.dimension,
-            "pooling": recipe.pooling,
+            "pooling": recipe.pooling_name,
             "normalize": recipe.normalize,
             "matryoshka_dimensions": "any" if sizes is None else sizes,
             "dtype": consumers[0].dtype if consumers else None,

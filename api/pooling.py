@@ -10,7 +10,6 @@ from starlette.responses import Response
 from embedstream.producer import Options
 from embedstream.producer.fleet import ServedModel
 from embedstream.shared.errors import InvalidInput
-from embedstream.shared.recipe import Pooling
 from embedstream.shared.settings import Settings
 
 from .answering import Answering
@@ -51,7 +50,7 @@ def _options(body: PoolingRequest, served: ServedModel | None, settings: Setting
     Raises:
         InvalidInput: the model is not served for the task, or vectors here are never shortened.
     """
-    whole = served is None or served.card.recipe.pooling is not Pooling.ALL
+    whole = served is None or not served.card.recipe.per_token
     supported = (_EMBED, _TOKEN_EMBED) if whole else (_TOKEN_EMBED,)
     task = supported[0] if body.task is None else body.task
     if task not in supported:

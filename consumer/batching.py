@@ -59,6 +59,11 @@ class MicroBatch:
         """Tokens with padding."""
         return int(self.lengths.max()) * self.n_rows if self.n_rows else 0
 
+    @property
+    def skip(self) -> NDArray[np.int64]:
+        """(rows,) leading tokens of each row that are not pooled."""
+        return np.fromiter((entry.skip for entry in self.entries), np.int64, len(self.entries))[self.owner]
+
     def tokens_of(self, lane: Lane) -> int:
         """Tokens of the rows that came from a lane, without padding."""
         of_entry = np.fromiter((entry.raw.lane is lane for entry in self.entries), np.bool_, len(self.entries))

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedstream.shared.options import VectorOptions, VectorType
-from embedstream.shared.recipe import Pooling
 from embedstream.shared.tokenization import offsets
 
 from .batching import MicroBatch
@@ -47,10 +46,11 @@ class Embedder:
         started_s = time.perf_counter()
         with torch.inference_mode():
             hidden, mask = self._model.forward(batch.ids, batch.lengths)
+            whole = self._whole(hidden, mask, batch)
             groups = [
                 self._per_token(hidden, mask, batch, options, rows)
                 if options.per_token
-                else self._pooled(hidden, mask, options, rows)
+                else self._finished(whole, options, rows)
                 for options, rows in _groups(batch)
             ]
         return Embedded(groups, time.perf_counter() - started_s)
@@ -60,10 +60,16 @@ class Embedder:
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _pooled(self, hidden: Tensor, mask: Tensor, options: VectorOptions, rows: NDArray[np.int64]) -> RowVectors:
-        some = torch.from_numpy(rows).to(hidden.device)
-        vectors = pool(self._model.recipe.pooling, hidden[some], mask[some])
-        matrix, finite = self._finish(vectors, options)
+    def _whole(self, hidden: Tensor, mask: Tensor, batch: MicroBatch) -> Tensor | None:
+        """(rows, dim) float32: the vectors of all rows before they are cut; None where every job wants its tokens'."""
+        if all(entry.job.options.per_token for entry in batch.entries):
+            return None
+        skip = torch.from_numpy(batch.skip).to(hidden.device) if batch.skip.any() else None
+        return self._model.head(pool(self._model.recipe.pooling, hidden, mask, skip))
+
+    def _finished(self, whole: Tensor | None, options: VectorOptions, rows: NDArray[np.int64]) -> RowVectors:
+        assert whole is not None  # noqa: S101 (these options are of a job that wants whole vectors)
+        matrix, finite = self._finish(whole[torch.from_numpy(rows).to(whole.device)], options)
         return RowVectors(rows, matrix, None, finite)
 
     def _per_token(
@@ -78,7 +84,7 @@ class Embedder:
         """(n, dim) float32 to the options' size, length and format, and which rows were finite before the cast."""
         recipe = self._model.recipe
         # Without a choice of the caller, token vectors are always normalised: late interaction compares directions.
-        default = recipe.normalize or recipe.pooling is Pooling.ALL or options.per_token
+        default = recipe.normalize or options.per_token
         normalize = default if options.normalize is None else options.normalize
         finished = cut_and_normalize(vectors, options.dimensions, normalize)
         finite = torch.isfinite(finished).all(dim=1).cpu().numpy()

@@ -70,6 +70,8 @@ class Entry:
         tokens: its rows as columns, cut to their limits.
         truncated: (rows,) which rows lost tokens.
         pieces: which rows make up which input; None when each is one.
+        adapter: of the model, that its rows are computed with; "" for the bare model.
+        skip: leading tokens of each row that are not pooled: those of a prompt that the recipe leaves out.
         begun: whether a row of it has been given to the device.
         dead_letter: why it is kept as a dead letter although the rest of it is answered, or "".
         dead_row: the row of it that is given up, by its place in the request.
@@ -81,6 +83,8 @@ class Entry:
     tokens: Tokens
     truncated: NDArray[np.bool_]
     pieces: Pieces | None = None
+    adapter: str = ""
+    skip: int = 0
     begun: bool = False
     dead_letter: str = ""
     dead_row: int | None = None

@@ -16,7 +16,6 @@ from embedstream.shared.errors import InvalidInput, MalformedJob
 from embedstream.shared.jobs import Job, LongInputs, TruncationSide
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
 from embedstream.shared.logs import frames_of, get_logger
-from embedstream.shared.recipe import Pooling
 from embedstream.shared.results import ResultPart, Status, failed
 from embedstream.shared.tokenization import TextTokenizer, Tokens, cut, offsets, resolve_truncation
 
@@ -115,7 +114,7 @@ class Intake:
         return replace(refused, dead_letter=True)
 
     def _not_served(self, job: Job) -> str | None:
-        if self._recipe.pooling is Pooling.ALL and not job.options.per_token:
+        if self._recipe.per_token and not job.options.per_token:
             return f"The model `{self._model}` is served with pooling `all`: one vector for each token."
         if job.adapter:
             return f"The model `{self._model}` has no adapter `{job.adapter}`."

@@ -50,6 +50,8 @@ class Model:
         self.card = card
         self.tokenizer = tokenizer
         self._module = module
+        self.head: Callable[[Tensor], Tensor] = lambda pooled: pooled
+        """What follows the pooling, in float32: (rows, ways * hidden) to (rows, dimension)."""
         self._pad_id = pad_id
         weights = next(module.parameters())
         self.device = weights.device
@@ -100,7 +102,7 @@ class Model:
             threads=torch.get_num_threads(),
             dimension=recipe.dimension,
             max_length=recipe.max_length,
-            pooling=recipe.pooling.value,
+            pooling=recipe.pooling_name,
             pooling_source=recipe.pooling_source,
             normalize=recipe.normalize,
             load_s=round(time.perf_counter() - started_s, 3),

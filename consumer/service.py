@@ -83,7 +83,7 @@ async def serve(settings: Settings, url: str, served: Served, consumer: str) -> 
         fingerprint=card.fingerprint.hex(),
         dimension=card.recipe.dimension,
         max_length=card.recipe.max_length,
-        pooling=card.recipe.pooling.value,
+        pooling=card.recipe.pooling_name,
         dtype=served.dtype,
         device=served.device,
         revision=card.revision,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from embedstream.shared.errors import InputTooLong, InvalidInput, NotServed, Unavailable
 from embedstream.shared.jobs import MAX_BODY_BYTES, LongInputs, TruncationSide, text_lengths
-from embedstream.shared.recipe import Pooling, Recipe
+from embedstream.shared.recipe import Recipe
 from embedstream.shared.tokenization import (
     TextTokenizer,
     Tokens,
@@ -64,7 +64,7 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
         NotServed: the model does not make the kind of vectors asked for.
     """
     recipe = served.card.recipe
-    if recipe.pooling is Pooling.ALL and not options.vectors.per_token:
+    if recipe.per_token and not options.vectors.per_token:
         raise NotServed(
             f"The model `{served.card.model}` is served with pooling `all`: one vector for each token. "
             "Use embed_tokens() of the producer library."

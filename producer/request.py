@@ -42,6 +42,9 @@ class Options:
         truncation_side: the end that loses tokens; MODEL keeps the special tokens.
         partial: whether inputs that fail alone leave the others their vectors; if not, they end the request.
         chat: how the texts were made of chat messages; a model that makes others of them does not get them.
+        prompt: for texts: what `Recipe.prompt_of` takes: a prompt's name, "" for the model's default, NO_PROMPT, or
+            ROLE and a role.
+        adapter: of the model; "" for its default.
     """
 
     vectors: VectorOptions = field(default_factory=VectorOptions)
@@ -53,6 +56,8 @@ class Options:
     truncation_side: TruncationSide = TruncationSide.MODEL
     partial: bool = False
     chat: ChatFormat | None = None
+    prompt: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

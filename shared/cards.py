@@ -75,7 +75,7 @@ class ModelCard:
 
     def _payload(self) -> bytes:
         """What is published and hashed: neither the name nor what only people read changes a vector."""
-        recipe = asdict(self.recipe)
+        recipe = asdict(self.recipe) | {"pooling": self.recipe.pooling_name}
         del recipe["pooling_source"]
         fields = {"version": _VERSION, "recipe": recipe, "tokenizer": self.tokenizer, "revision": self.revision}
         if self.chat is not None:
@@ -107,7 +107,8 @@ class ModelCard:
             recipe = {name: fields["recipe"][name] for name in Recipe.__slots__ if name in fields["recipe"]}
             sizes = recipe["matryoshka_dims"]
             recipe["matryoshka_dims"] = None if sizes is None else tuple(sizes)
-            recipe["pooling"] = Pooling(recipe["pooling"])
+            recipe["pooling"] = tuple(map(Pooling, recipe["pooling"].split("+")))
+            recipe["adapters"] = tuple(recipe.get("adapters", ()))
             recipe["truncation_side"] = TruncationSide(recipe["truncation_side"])
             chat = fields.get("chat")
             if chat is not None:

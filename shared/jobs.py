@@ -83,8 +83,9 @@ class Job:
         truncate_to: token limit of an input with TRUNCATE; 0 for the model's own.
         truncation_side: the end that loses tokens.
         add_special_tokens: for texts: whether the tokenizer adds them.
-        adapter: adapter of the model, or "" for none.
-        prompt_name: prompt of the recipe put before each text, or "" for none.
+        adapter: adapter of the model, or "" for its default.
+        prompt_name: for texts: which prompt the consumer is to put before each, as `Recipe.prompt_of` takes it: "" is
+            the model's default. For ids: the prompt they begin with, by its name in the recipe, "" for none.
         traceparent: W3C trace context, or "".
         tenant: who pays, or "".
     """

@@ -158,13 +158,13 @@ def _read_transformer_config(folder: Path) -> dict[str, Any]:
 
 def _pooling(
     path: Path, modules: dict[str, str], pooling_config: dict[str, Any], config: dict[str, Any], settings: Settings
-) -> tuple[Pooling, str]:
+) -> tuple[tuple[Pooling, ...], str]:
     if settings.pooling is not None:
-        return Pooling(settings.pooling.value), "override"
+        return (Pooling(settings.pooling.value),), "override"
     if not modules:
         pooling = _architecture_pooling(path, config)
         log.warning("model.pooling_assumed", path=str(path), pooling=pooling.value, reason="no modules.json")
-        return pooling, "architecture default"
+        return (pooling,), "architecture default"
     if "Pooling" not in modules:
         raise ModelLoadError(f"{path / 'modules.json'} has no Pooling module; set --pooling")
     file = path / modules["Pooling"] / "config.json"
@@ -176,7 +176,7 @@ def _pooling(
         raise ModelLoadError(
             f"{file}: the pooling mode {modes[0]!r} is not supported yet; --pooling may choose another ({known})"
         )
-    return _POOLINGS[modes[0]], "modules.json"
+    return (_POOLINGS[modes[0]],), "modules.json"
 
 
 def _pooling_modes(file: Path, config: dict[str, Any]) -> list[str]:

@@ -232,7 +232,7 @@ async def test_auto_truncate(producer: StubProducer, connect_to: Connect) -> Non
 async def test_a_model_with_one_vector_for_each_token_is_no_embedding_model(
     client: httpx2.AsyncClient, producer: StubProducer
 ) -> None:
-    producer.serve(pooling=Pooling.ALL)
+    producer.serve(pooling=(Pooling.ALL,))
     response = await client.post(URL, json={"input": "a"})
     error = error_of(response)
     assert (error["code"], error["type"]) == (501, "NotImplementedError")

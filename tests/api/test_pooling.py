@@ -81,7 +81,7 @@ async def test_matrices_as_bytes(client: httpx2.AsyncClient, form: str) -> None:
 async def test_a_model_served_with_pooling_all(
     client: httpx2.AsyncClient, producer: StubProducer, task: str | None
 ) -> None:
-    producer.serve(pooling=Pooling.ALL)
+    producer.serve(pooling=(Pooling.ALL,))
     answer = await pooled(client, task=task)
     assert [len(item["data"]) for item in answer["data"]] == LENGTHS
     error = await refused(client, task="embed")

@@ -45,7 +45,7 @@ async def queued(redis: Redis, keys: Keys) -> None:
 async def test_a_request_waits_and_tells_what_the_consumer_knows(
     patient: Settings, keys: Keys, redis_url: str, wordpiece_json: str, form: str
 ) -> None:
-    recipe = Recipe(16, Pooling.MEAN, normalize=False, dimension=4, vocab_size=1000, matryoshka_dims=None)
+    recipe = Recipe(16, (Pooling.MEAN,), normalize=False, dimension=4, vocab_size=1000, matryoshka_dims=None)
     card = ModelCard("m", recipe, wordpiece_json, "r")
     redis = connect(redis_url)
     async with (
@@ -91,7 +91,7 @@ async def test_what_can_be_refused_is(patient: Settings) -> None:
 async def test_length_errors_come_as_answers(
     patient: Settings, keys: Keys, redis_url: str, wordpiece_json: str
 ) -> None:
-    recipe = Recipe(16, Pooling.MEAN, normalize=False, dimension=4, vocab_size=1000, matryoshka_dims=None)
+    recipe = Recipe(16, (Pooling.MEAN,), normalize=False, dimension=4, vocab_size=1000, matryoshka_dims=None)
     redis = connect(redis_url)
 
     def too_long(job: Any, parts: Any) -> Any:

@@ -352,7 +352,7 @@ def test_the_side_that_is_cut(given: str | None, side: TruncationSide) -> None:
     ],
 )
 def test_padding_counts_up_to_the_limit(fields: dict[str, Any], tokens: int) -> None:
-    recipe = Recipe(256, Pooling.MEAN, normalize=True, dimension=384, vocab_size=100)
+    recipe = Recipe(256, (Pooling.MEAN,), normalize=True, dimension=384, vocab_size=100)
     assert read(input="a", **fields).padded_to(recipe) == tokens
 
 

@@ -26,7 +26,7 @@ from embedstream.shared.settings import Settings
 T = TypeVar("T")
 
 KINDS: list[type[Body]] = [EmbeddingRequest, PoolingRequest, TokenizeRequest, DetokenizeRequest]
-RECIPE = Recipe(256, Pooling.MEAN, normalize=True, dimension=8, vocab_size=100)
+RECIPE = Recipe(256, (Pooling.MEAN,), normalize=True, dimension=8, vocab_size=100)
 CHAT = ChatFormat({"default": "{% for m in messages %}{{ m.content }}{{ m.name }}{% endfor %}"}, {})
 ON = Settings(trust_request_chat_template=True)
 

@@ -33,7 +33,9 @@ def card() -> ModelCard:
         WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="0")  # noqa: S106 - a word
     )
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    recipe = Recipe(max_length=512, pooling=Pooling.MEAN, normalize=False, dimension=DIMENSION, vocab_size=VOCABULARY)
+    recipe = Recipe(
+        max_length=512, pooling=(Pooling.MEAN,), normalize=False, dimension=DIMENSION, vocab_size=VOCABULARY
+    )
     # Sorted, so that all processes make one card and one fingerprint.
     return ModelCard(MODEL, recipe, json.dumps(json.loads(tokenizer.to_str()), sort_keys=True), "1")
 

@@ -27,7 +27,7 @@ from embedstream.shared.lanes import Lane
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.tokenization import TextTokenizer, Tokens
 
-RECIPE = Recipe(max_length=64, pooling=Pooling.MEAN, normalize=False, dimension=3, vocab_size=1000)
+RECIPE = Recipe(max_length=64, pooling=(Pooling.MEAN,), normalize=False, dimension=3, vocab_size=1000)
 
 
 def entry(lengths: list[int], lane: Lane = Lane.INTERACTIVE, number: int = 0, **of_job: Any) -> Entry:

@@ -17,7 +17,7 @@ from embedstream.shared.recipe import Pooling, Recipe
 
 pytestmark = pytest.mark.integration
 
-CARD = ModelCard("m", Recipe(8, Pooling.MEAN, normalize=True, dimension=4, vocab_size=100), "{}", "r")
+CARD = ModelCard("m", Recipe(8, (Pooling.MEAN,), normalize=True, dimension=4, vocab_size=100), "{}", "r")
 SAID = Announcement("c", "m", ("m", "o/m"), CARD.fingerprint.hex(), 4, 8, "mean", "float32", "cpu", "r", 1)
 
 

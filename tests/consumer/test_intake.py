@@ -19,7 +19,7 @@ from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.results import Status
 from embedstream.shared.tokenization import TextTokenizer
 
-RECIPE = Recipe(8, Pooling.MEAN, normalize=True, dimension=4, vocab_size=100)
+RECIPE = Recipe(8, (Pooling.MEAN,), normalize=True, dimension=4, vocab_size=100)
 REPLY = "t:{m}:r:me"
 
 
@@ -138,8 +138,8 @@ async def test_long_texts_are_cut_when_asked(intake: Intake, job: Job) -> None:
 
 
 async def test_one_vector_an_input_is_not_served_with_pooling_all(wordpiece_json: str, job: Job) -> None:
-    intake = make(wordpiece_json, replace(RECIPE, pooling=Pooling.ALL))
-    fingerprint = ModelCard("m", replace(RECIPE, pooling=Pooling.ALL), wordpiece_json, "r").fingerprint
+    intake = make(wordpiece_json, replace(RECIPE, pooling=(Pooling.ALL,)))
+    fingerprint = ModelCard("m", replace(RECIPE, pooling=(Pooling.ALL,)), wordpiece_json, "r").fingerprint
     refused = await intake.accept(raw(replace(job, fingerprint=fingerprint)), 5000)
     assert statuses(refused) == [Status.NOT_SERVED] * 2
     per_token = replace(job, fingerprint=fingerprint, options=VectorOptions(per_token=True))

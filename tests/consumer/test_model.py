@@ -85,7 +85,7 @@ def test_minilm_equals_sentence_transformers(minilm: Model) -> None:
 
 def test_minilm_announces_its_recipe(minilm: Model) -> None:
     recipe = minilm.recipe
-    assert (recipe.max_length, recipe.pooling, recipe.normalize) == (256, Pooling.MEAN, True)
+    assert (recipe.max_length, recipe.pooling, recipe.normalize) == (256, (Pooling.MEAN,), True)
     assert (recipe.dimension, recipe.vocab_size, recipe.matryoshka_dims) == (384, 30522, ())
     assert minilm.card.model == "all-MiniLM-L6-v2"
     assert (minilm.dtype, str(minilm.device)) == ("float32", "cpu")

@@ -21,7 +21,7 @@ from embedstream.shared.results import ResultPart, Status, split
 from embedstream.shared.tokenization import TextTokenizer
 
 LIMIT = 8
-RECIPE = Recipe(LIMIT, Pooling.MEAN, normalize=False, dimension=2, vocab_size=200)
+RECIPE = Recipe(LIMIT, (Pooling.MEAN,), normalize=False, dimension=2, vocab_size=200)
 REPLY = "t:{m}:r:me"
 TEXTS = ("a b c d e f g h i j k l m n o p", "a", "a b c d e f g")
 """Of 18, 3 and 9 tokens."""

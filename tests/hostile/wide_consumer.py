@@ -24,7 +24,7 @@ from embedstream.shared.tokenization import TextTokenizer, finished, offsets
 
 MODEL = "wide"
 DIMENSION = 384
-RECIPE = Recipe(max_length=512, pooling=Pooling.MEAN, normalize=True, dimension=DIMENSION, vocab_size=30522)
+RECIPE = Recipe(max_length=512, pooling=(Pooling.MEAN,), normalize=True, dimension=DIMENSION, vocab_size=30522)
 _BUDGET = 16_384
 
 

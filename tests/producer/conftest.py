@@ -25,7 +25,7 @@ from embedstream.shared.results import ROW, ResultPart, Status
 from embedstream.shared.tokenization import TextTokenizer
 
 DIM = 4
-RECIPE = Recipe(16, Pooling.MEAN, normalize=False, dimension=DIM, vocab_size=1000, matryoshka_dims=None)
+RECIPE = Recipe(16, (Pooling.MEAN,), normalize=False, dimension=DIM, vocab_size=1000, matryoshka_dims=None)
 
 
 def vector(ids: NDArray[Any], dim: int = DIM) -> NDArray[np.float32]:
@@ -155,7 +155,7 @@ async def stub_consumers(url: str, keys: Keys) -> AsyncIterator[Callable[[ModelC
             card.fingerprint.hex(),
             recipe.dimension,
             recipe.max_length,
-            recipe.pooling.value,
+            recipe.pooling_name,
             "float32",
             "cpu",
             card.revision,

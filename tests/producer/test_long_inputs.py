@@ -260,7 +260,7 @@ def test_every_job_keeps_the_limits_of_the_format() -> None:
     from embedstream.shared.cards import ModelCard
     from embedstream.shared.tokenization import Tokens
 
-    recipe = Recipe(8192, Pooling.MEAN, normalize=True, dimension=DIM, vocab_size=100_000)
+    recipe = Recipe(8192, (Pooling.MEAN,), normalize=True, dimension=DIM, vocab_size=100_000)
     card = ModelCard("m", recipe, "{}", "r")
     lengths = np.array([100_000, 3, 8192, 8193, 50_000], np.uint32)
     tokens = Tokens(np.zeros(int(lengths.sum()), np.uint32), lengths)

@@ -88,7 +88,7 @@ ROWS = [[5], [1000], list(range(1, 18)), list(range(1, 17)), [], [-1, 3], [7, 8]
 def test_an_input_is_refused_beside_others_as_it_is_alone(
     wordpiece_json: str, data: st.DataObject, texts: bool, policy: LongInputs
 ) -> None:
-    recipe = Recipe(16, Pooling.MEAN, normalize=False, dimension=4, vocab_size=1000)
+    recipe = Recipe(16, (Pooling.MEAN,), normalize=False, dimension=4, vocab_size=1000)
     card = ModelCard("m", recipe, wordpiece_json, "r")
     served = ServedModel(Keys("t", "m"), ("m",), card, TextTokenizer(wordpiece_json, recipe))
     choices: list[Any] = [*TEXTS] if texts else [*ROWS]

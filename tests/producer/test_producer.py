@@ -188,7 +188,7 @@ async def test_bad_input_is_refused_before_it_is_queued(
 async def test_one_vector_an_input_is_not_served_with_pooling_all(
     producer: Producer, start_stub: Starter, card: ModelCard
 ) -> None:
-    await start_stub(replace(card, recipe=replace(card.recipe, pooling=Pooling.ALL), fingerprint=b""))
+    await start_stub(replace(card, recipe=replace(card.recipe, pooling=(Pooling.ALL,)), fingerprint=b""))
     with pytest.raises(NotServed, match="pooling `all`"):
         await producer.embed(["a"])
     assert len(await producer.embed_tokens(["a"])) == 1

@@ -14,7 +14,7 @@ from embedstream.shared.lanes import Lane
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.tokenization import Tokens
 
-CARD = ModelCard("m", Recipe(100_000, Pooling.MEAN, normalize=True, dimension=4, vocab_size=60_000), "{}", "r")
+CARD = ModelCard("m", Recipe(100_000, (Pooling.MEAN,), normalize=True, dimension=4, vocab_size=60_000), "{}", "r")
 
 
 def prepared(lengths: list[int], card: ModelCard = CARD, options: Options | None = None) -> Prepared:

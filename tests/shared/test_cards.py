@@ -15,7 +15,7 @@ from embedstream.shared.errors import InvalidInput, MalformedMessage
 from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.recipe import Pooling, Recipe
 
-RECIPE = Recipe(256, Pooling.MEAN, normalize=True, dimension=384, vocab_size=30522)
+RECIPE = Recipe(256, (Pooling.MEAN,), normalize=True, dimension=384, vocab_size=30522)
 CARD = ModelCard("m", RECIPE, '{"version":"1.0"}', "abc")
 CHAT = ChatFormat({"default": "{{ messages }}", "rag": "é"}, {"bos_token": "<s>"})
 
@@ -25,7 +25,7 @@ CHAT = ChatFormat({"default": "{{ messages }}", "rag": "é"}, {"bos_token": "<s>
     [
         CARD,
         ModelCard("m", replace(RECIPE, matryoshka_dims=None, truncation_side=TruncationSide.LEFT), "{}", "abc"),
-        ModelCard("m", replace(RECIPE, matryoshka_dims=(64, 128), pooling=Pooling.ALL), "{}", "abc"),
+        ModelCard("m", replace(RECIPE, matryoshka_dims=(64, 128), pooling=(Pooling.ALL,)), "{}", "abc"),
         ModelCard("m", RECIPE, "{}", "abc", chat=CHAT),
     ],
 )
@@ -47,7 +47,7 @@ def test_large_cards_travel_in_pieces() -> None:
         ModelCard("m", RECIPE, "{}", "abc"),
         ModelCard("m", RECIPE, CARD.tokenizer, "abd"),
         ModelCard("m", replace(RECIPE, max_length=128), CARD.tokenizer, "abc"),
-        ModelCard("m", replace(RECIPE, pooling=Pooling.CLS), CARD.tokenizer, "abc"),
+        ModelCard("m", replace(RECIPE, pooling=(Pooling.CLS,)), CARD.tokenizer, "abc"),
         ModelCard("m", RECIPE, CARD.tokenizer, "abc", chat=CHAT),
     ],
 )

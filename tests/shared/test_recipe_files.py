@@ -56,7 +56,7 @@ def recipe_of(files: ModelFiles, **settings: Any) -> Recipe:
 def test_minilm() -> None:
     assert recipe_of(locate("all-MiniLM-L6-v2")) == Recipe(
         max_length=256,
-        pooling=Pooling.MEAN,
+        pooling=(Pooling.MEAN,),
         normalize=True,
         dimension=384,
         vocab_size=30522,
@@ -67,18 +67,18 @@ def test_minilm() -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"pooling_mode": "mean"}, Pooling.MEAN),
-        ({"pooling_mode": "cls"}, Pooling.CLS),
-        ({"pooling_mode": "lasttoken"}, Pooling.LAST),
-        ({"pooling_mode": ["cls"]}, Pooling.CLS),
-        ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, Pooling.CLS),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, Pooling.CLS),
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, Pooling.MEAN),
-        ({"pooling_mode_lasttoken": True, "include_prompt": True}, Pooling.LAST),
-        ({"word_embedding_dimension": 32}, Pooling.MEAN),
+        ({"pooling_mode": "mean"}, (Pooling.MEAN,)),
+        ({"pooling_mode": "cls"}, (Pooling.CLS,)),
+        ({"pooling_mode": "lasttoken"}, (Pooling.LAST,)),
+        ({"pooling_mode": ["cls"]}, (Pooling.CLS,)),
+        ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, (Pooling.CLS,)),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, (Pooling.CLS,)),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, (Pooling.MEAN,)),
+        ({"pooling_mode_lasttoken": True, "include_prompt": True}, (Pooling.LAST,)),
+        ({"word_embedding_dimension": 32}, (Pooling.MEAN,)),
     ],
 )
-def test_pooling_modes(make: Make, config: dict[str, Any], expected: Pooling) -> None:
+def test_pooling_modes(make: Make, config: dict[str, Any], expected: tuple[Pooling, ...]) -> None:
     recipe = recipe_of(make(pooling=config))
     assert (recipe.pooling, recipe.pooling_source) == (expected, "modules.json")
 
@@ -111,7 +111,7 @@ def test_newer_class_paths(make: Make) -> None:
         module["path"] = path
     (files.path / "modules.json").write_text(json.dumps(modules))
     recipe = recipe_of(files)
-    assert (recipe.pooling, recipe.normalize) == (Pooling.CLS, True)
+    assert (recipe.pooling, recipe.normalize) == ((Pooling.CLS,), True)
 
 
 def test_without_normalize_vectors_stay_raw(make: Make) -> None:
@@ -147,7 +147,7 @@ def test_no_pooling_module(make: Make) -> None:
     files = make(modules=("Transformer", "Normalize"))
     with pytest.raises(ModelLoadError, match="no Pooling module; set --pooling"):
         recipe_of(files)
-    assert recipe_of(files, pooling=PoolingName.MEAN).pooling is Pooling.MEAN
+    assert recipe_of(files, pooling=PoolingName.MEAN).pooling == (Pooling.MEAN,)
 
 
 @pytest.mark.parametrize("path", ["../elsewhere", "/etc", 3])
@@ -164,19 +164,21 @@ def test_a_list_of_modules_that_is_none(make: Make, modules: Any) -> None:
 
 def test_the_operator_overrides_the_pooling(make: Make) -> None:
     recipe = recipe_of(make(pooling={"pooling_mode": "max"}), pooling=PoolingName.ALL)
-    assert (recipe.pooling, recipe.pooling_source, recipe.normalize) == (Pooling.ALL, "override", True)
+    assert (recipe.pooling, recipe.pooling_source, recipe.normalize) == ((Pooling.ALL,), "override", True)
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"model_type": "bert"}, Pooling.CLS),
-        ({"model_type": "qwen2"}, Pooling.LAST),
-        ({"model_type": "new-kind", "architectures": ["NewForCausalLM"]}, Pooling.LAST),
-        ({"model_type": "new-kind", "architectures": ["NewForMaskedLM"]}, Pooling.CLS),
+        ({"model_type": "bert"}, (Pooling.CLS,)),
+        ({"model_type": "qwen2"}, (Pooling.LAST,)),
+        ({"model_type": "new-kind", "architectures": ["NewForCausalLM"]}, (Pooling.LAST,)),
+        ({"model_type": "new-kind", "architectures": ["NewForMaskedLM"]}, (Pooling.CLS,)),
     ],
 )
-def test_the_architectures_default_with_a_warning(make: Make, config: dict[str, Any], expected: Pooling) -> None:
+def test_the_architectures_default_with_a_warning(
+    make: Make, config: dict[str, Any], expected: tuple[Pooling, ...]
+) -> None:
     with structlog.testing.capture_logs() as logs:
         recipe = recipe_of(make(modules=None, config={**BERT, **config}))
     assert (recipe.pooling, recipe.pooling_source, recipe.normalize) == (expected, "architecture default", True)
@@ -187,7 +189,7 @@ def test_no_default_for_an_unknown_architecture(make: Make) -> None:
     files = make(modules=None, config={**BERT, "model_type": "new-kind"})
     with pytest.raises(ModelLoadError, match="'new-kind' is pooled; set --pooling"):
         recipe_of(files)
-    assert recipe_of(files, pooling=PoolingName.LAST).pooling is Pooling.LAST
+    assert recipe_of(files, pooling=PoolingName.LAST).pooling == (Pooling.LAST,)
 
 
 OWN, TOKENIZER = "sentence_bert_config.json", "tokenizer_config.json"

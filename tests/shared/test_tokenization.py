@@ -33,7 +33,7 @@ from embedstream.shared.tokenization import (
 
 MODEL, RIGHT, LEFT = TruncationSide.MODEL, TruncationSide.RIGHT, TruncationSide.LEFT
 CLS, SEP = 101, 102
-RECIPE = Recipe(max_length=256, pooling=Pooling.MEAN, normalize=True, dimension=384, vocab_size=30522)
+RECIPE = Recipe(max_length=256, pooling=(Pooling.MEAN,), normalize=True, dimension=384, vocab_size=30522)
 LEFT_RECIPE = replace(RECIPE, truncation_side=LEFT)
 MINILM = (locate("all-MiniLM-L6-v2").path / "tokenizer.json").read_text()
 TOKENIZER = TextTokenizer(MINILM, RECIPE)

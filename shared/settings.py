@@ -32,6 +32,7 @@ class Role(StrEnum):
     CONSUMER = "consumer"
     EMBED = "embed"
     DEAD_LETTERS = "dead-letters"
+    DOCTOR = "doctor"
 
 
 class Dtype(StrEnum):
@@ -91,6 +92,8 @@ _ALL = (Role.SERVE, Role.API, Role.CONSUMER, Role.EMBED, Role.DEAD_LETTERS)
 _SERVERS = (Role.SERVE, Role.API, Role.CONSUMER)
 _HTTP = (Role.SERVE, Role.API)
 _DEVICE = (Role.SERVE, Role.CONSUMER)
+_MODEL = (Role.SERVE, Role.CONSUMER, Role.DOCTOR)
+"""Of what decides the vectors, or how fast they come."""
 _CALLERS = (Role.SERVE, Role.API, Role.EMBED)
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -144,48 +147,49 @@ class Settings(BaseSettings):
         "all-MiniLM-L6-v2",
         "A directory, a Hugging Face Hub id, or the short name of an installed weights package.",
         *_ALL,
+        Role.DOCTOR,
     )
     served_model_name: Names = _setting(
         (),
         "Name clients use; repeat for several, the first is shown. Default: the last part of the model's id or path.",
         *_ALL,
     )
-    revision: str | None = _setting(None, "Branch, tag or commit of a Hub model.", *_DEVICE)
+    revision: str | None = _setting(None, "Branch, tag or commit of a Hub model.", *_MODEL)
     pooling: PoolingName | None = _setting(
-        None, "Override the pooling of the model's files; `all` serves one vector for each token.", *_DEVICE
+        None, "Override the pooling of the model's files; `all` serves one vector for each token.", *_MODEL
     )
     max_model_len: int | None = _setting(
-        None, "Longest input in tokens; it may only lower the model's own limit.", *_DEVICE, ge=1
+        None, "Longest input in tokens; it may only lower the model's own limit.", *_MODEL, ge=1
     )
     matryoshka_dims: str | None = _setting(
         None,
         "Vector sizes clients may ask for: `any`, `off`, or a list such as `64,128,256`. Default: the model's files.",
-        *_DEVICE,
+        *_MODEL,
     )
     chat_template: Path | None = _setting(
-        None, "File with a Jinja template for chat messages, in place of the model's own.", *_DEVICE
+        None, "File with a Jinja template for chat messages, in place of the model's own.", *_MODEL
     )
     dtype: Dtype = _setting(
         Dtype.AUTO,
         "Number format of the forward pass. `auto`: bfloat16 on CPUs with AMX or AVX512-BF16, float16 on CUDA, "
         "else float32. Vectors of two formats differ a little: make an index and its queries with the same one.",
-        *_DEVICE,
+        *_MODEL,
     )
 
     # Processes and the device
     api_workers: int = _setting(1, "API processes that `serve` starts.", Role.SERVE, ge=1, le=256)
     consumers: int = _setting(1, "Consumer processes that `serve` starts.", Role.SERVE, ge=0, le=256)
     device: str | None = _setting(
-        None, "Torch device, such as `cpu` or `cuda:1`. Default: CUDA where there is one, else the CPU.", *_DEVICE
+        None, "Torch device, such as `cpu` or `cuda:1`. Default: CUDA where there is one, else the CPU.", *_MODEL
     )
     threads: int = _setting(
-        0, "CPU threads of one forward pass; 0 shares the cores between the consumers.", *_DEVICE, ge=0
+        0, "CPU threads of one forward pass; 0 shares the cores between the consumers.", *_MODEL, ge=0
     )
     batch_tokens: int = _setting(
         0,
         "Token budget of a micro-batch, padding included. More fills a GPU, less answers sooner; 0 is 4,096 on a "
         "CPU and 65,536 on a GPU.",
-        *_DEVICE,
+        *_MODEL,
         ge=0,
     )
     heartbeat_interval_ms: int = _setting(500, "Time between two heartbeats of a consumer.", *_DEVICE, ge=50, le=60_000)

@@ -21,7 +21,7 @@ from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import EmbedstreamError, ModelLoadError
 from embedstream.shared.jobs import longest_input
 from embedstream.shared.logs import get_logger
-from embedstream.shared.models import locate
+from embedstream.shared.models import ModelFiles, locate
 from embedstream.shared.recipe import Recipe
 from embedstream.shared.recipe_files import read_recipe, transformer_folder
 from embedstream.shared.settings import Settings
@@ -46,9 +46,20 @@ class Model:
     `forward` and everything else on the device belongs to one thread.
     """
 
-    def __init__(self, module: torch.nn.Module, card: ModelCard, tokenizer: TextTokenizer, pad_id: int) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        card: ModelCard,
+        tokenizer: TextTokenizer,
+        pad_id: int,
+        files: ModelFiles,
+        dtype_reason: str,
+    ) -> None:
         self.card = card
         self.tokenizer = tokenizer
+        self.files = files
+        self.dtype_reason = dtype_reason
+        """Why `dtype` was chosen, for people."""
         self._module = module
         self.head: Callable[[Tensor], Tensor] = lambda pooled: pooled
         """What follows the pooling, in float32: (rows, ways * hidden) to (rows, dimension)."""
@@ -62,6 +73,16 @@ class Model:
     def recipe(self) -> Recipe:
         """How hidden states become vectors."""
         return self.card.recipe
+
+    @property
+    def architecture(self) -> str:
+        """The class of transformers that computes it, such as `BertModel`."""
+        return type(self._module).__name__
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers in its weights, those shared by several layers counted once."""
+        return sum(weights.numel() for weights in self._module.parameters())
 
     @classmethod
     def load(cls, settings: Settings) -> Model:
@@ -89,7 +110,7 @@ class Model:
         tokenizer = TextTokenizer(tokenizer_text, recipe)
         _check_tokenizer(tokenizer, recipe)
         card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=chat)
-        model = cls(module, card, tokenizer, _pad_id(module.config))
+        model = cls(module, card, tokenizer, _pad_id(module.config), files, reason)
         model._warm_up()
         log.info(
             "model.loaded",

@@ -88,6 +88,7 @@ async def serve(settings: Settings, url: str, served: Served, consumer: str) -> 
         device=served.device,
         revision=card.revision,
         started_s=time.time(),
+        pooling_source=card.recipe.pooling_source,
     )
     loop = asyncio.get_running_loop()
     watchdog = Watchdog(settings.watchdog_s)

@@ -10,9 +10,10 @@ import hashlib
 import os
 import tempfile
 import zlib
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -104,18 +105,73 @@ class ModelCard:
             fields = orjson.loads(payload)
             if fields["version"] > _VERSION:
                 raise MalformedMessage(f"the model card has version {fields['version']}; this side reads {_VERSION}")
-            recipe = {name: fields["recipe"][name] for name in Recipe.__slots__ if name in fields["recipe"]}
-            sizes = recipe["matryoshka_dims"]
-            recipe["matryoshka_dims"] = None if sizes is None else tuple(sizes)
-            recipe["pooling"] = tuple(map(Pooling, recipe["pooling"].split("+")))
-            recipe["adapters"] = tuple(recipe.get("adapters", ()))
-            recipe["truncation_side"] = TruncationSide(recipe["truncation_side"])
+            recipe, tokenizer, revision = _recipe_of(fields["recipe"]), fields["tokenizer"], fields["revision"]
+            if not isinstance(tokenizer, str) or not isinstance(revision, str):
+                raise TypeError("tokenizer and revision are texts")
             chat = fields.get("chat")
             if chat is not None:
                 chat = ChatFormat(chat["templates"], chat["special_tokens"])
-            return cls(model, Recipe(**recipe), fields["tokenizer"], fields["revision"], fingerprint, chat)
+            return cls(model, recipe, tokenizer, revision, fingerprint, chat)
         except (zlib.error, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise MalformedMessage(f"the model card {fingerprint.hex()} is damaged: {error}") from error
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: object, of: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(map(of, value))
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "max_length": _is_count,
+    "pooling": _is_text,
+    "normalize": _is_switch,
+    "dimension": _is_count,
+    "vocab_size": _is_count,
+    "matryoshka_dims": lambda sizes: sizes is None or _is_list(sizes, _is_count),
+    "truncation_side": lambda side: type(side) is int,
+    "do_lower_case": _is_switch,
+    "token_dimension": lambda size: size == 0 or _is_count(size),
+    "prompts": lambda prompts: isinstance(prompts, dict) and all(map(_is_text, prompts.values())),
+    "default_prompt": _is_text,
+    "include_prompt": _is_switch,
+    "adapters": lambda names: _is_list(names, _is_text),
+    "default_adapter": _is_text,
+    "similarity": _is_text,
+    "head": _is_text,
+}
+"""What may stand in each field of a card's recipe, as JSON."""
+
+
+def _recipe_of(fields: Any) -> Recipe:
+    """A card's recipe. Fields that a later version has added are left out, those that an earlier one lacks are missing.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    said: dict[str, Any] = {name: fields[name] for name in _FITS if name in fields}
+    for name, value in said.items():
+        if not _FITS[name](value):
+            raise TypeError(f"{name} {value!r}")
+    sizes = said["matryoshka_dims"]
+    said["matryoshka_dims"] = None if sizes is None else tuple(sizes)
+    said["pooling"] = tuple(map(Pooling, said["pooling"].split("+")))
+    said["adapters"] = tuple(said.get("adapters", ()))
+    said["truncation_side"] = TruncationSide(said["truncation_side"])
+    recipe = Recipe(**said)
+    if recipe.default_prompt not in ("", *recipe.prompts) or recipe.default_adapter not in ("", *recipe.adapters):
+        raise ValueError(f"no prompt {recipe.default_prompt!r}, or no adapter {recipe.default_adapter!r}")
+    return recipe
 
 
 def _fingerprint_of(payload: bytes) -> bytes:
@@ -167,8 +223,8 @@ class Announcement:
         revision: of the weights.
         started_s: Unix time at which it was ready; of several cards, that of the newest consumer is current.
         pieces: of the card.
-        prompts: of the recipe, by name.
         tokens_per_s: what it computes when it has enough to do, as measured lately; 0 while nothing is known.
+        pooling_source: where `pooling` was found, for people; the rest of the recipe stands on the card.
     """
 
     consumer: str
@@ -183,12 +239,13 @@ class Announcement:
     revision: str
     started_s: float
     pieces: int = 1
-    prompts: dict[str, str] = field(default_factory=dict)
     tokens_per_s: float = 0.0
+    pooling_source: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.consumer, str):
-            raise TypeError(f"consumer {self.consumer!r}")
+        for name in ("consumer", "pooling_source"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} {getattr(self, name)!r}")
         ModelEntry(self.model, self.fingerprint, self.pieces)
         # What is reckoned with: one number out of bounds would spoil what is known of all consumers.
         for name in ("dimension", "max_length", "started_s", "tokens_per_s"):

@@ -16,6 +16,18 @@ from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.recipe import Pooling, Recipe
 
 RECIPE = Recipe(256, (Pooling.MEAN,), normalize=True, dimension=384, vocab_size=30522)
+RICH = replace(
+    RECIPE,
+    pooling=(Pooling.CLS, Pooling.MEAN),
+    token_dimension=192,
+    prompts={"query": "query: ", "document": ""},
+    default_prompt="query",
+    include_prompt=False,
+    adapters=("retrieval.query", "sts"),
+    default_adapter="sts",
+    similarity="dot",
+    head="dense 384>384 tanh",
+)
 CARD = ModelCard("m", RECIPE, '{"version":"1.0"}', "abc")
 CHAT = ChatFormat({"default": "{{ messages }}", "rag": "é"}, {"bos_token": "<s>"})
 
@@ -27,6 +39,7 @@ CHAT = ChatFormat({"default": "{{ messages }}", "rag": "é"}, {"bos_token": "<s>
         ModelCard("m", replace(RECIPE, matryoshka_dims=None, truncation_side=TruncationSide.LEFT), "{}", "abc"),
         ModelCard("m", replace(RECIPE, matryoshka_dims=(64, 128), pooling=(Pooling.ALL,)), "{}", "abc"),
         ModelCard("m", RECIPE, "{}", "abc", chat=CHAT),
+        ModelCard("m", RICH, "{}", "abc"),
     ],
 )
 def test_cards_round_trip(card: ModelCard) -> None:
@@ -49,6 +62,7 @@ def test_large_cards_travel_in_pieces() -> None:
         ModelCard("m", replace(RECIPE, max_length=128), CARD.tokenizer, "abc"),
         ModelCard("m", replace(RECIPE, pooling=(Pooling.CLS,)), CARD.tokenizer, "abc"),
         ModelCard("m", RECIPE, CARD.tokenizer, "abc", chat=CHAT),
+        ModelCard("m", replace(RECIPE, prompts={"query": "q: "}), CARD.tokenizer, "abc"),
     ],
 )
 def test_the_fingerprint_follows_all_that_matters(other: ModelCard) -> None:
@@ -62,25 +76,37 @@ def test_neither_names_nor_origins_are_part_of_the_fingerprint() -> None:
     assert other.fingerprint == CARD.fingerprint
 
 
-def test_cards_of_other_versions_are_read() -> None:
-    """A newer consumer may say more, an older one less; what is hashed is what was published."""
-    fields = orjson.loads(zlib.decompress(CARD.encode()[0]))
-    fields["colour"], fields["recipe"]["shade"] = "blue", "dark"
-    del fields["recipe"]["do_lower_case"]
-    published = orjson.dumps(fields)
-    fingerprint = hashlib.sha256(published).digest()[:16]
-    card = ModelCard.decode([zlib.compress(published)], fingerprint, "m")
-    assert (card.recipe, card.fingerprint) == (RECIPE, fingerprint)
-    fields["version"] = 2
-    published = orjson.dumps(fields)
-    with pytest.raises(MalformedMessage, match="version 2"):
-        ModelCard.decode([zlib.compress(published)], hashlib.sha256(published).digest()[:16], "m")
+OF_LATER_VERSIONS = (
+    "do_lower_case",
+    "token_dimension",
+    "prompts",
+    "default_prompt",
+    "include_prompt",
+    "adapters",
+    "default_adapter",
+    "similarity",
+    "head",
+)
 
 
 def published(fields: object) -> tuple[list[bytes], bytes]:
     """Pieces and fingerprint of a card, as another version may publish them."""
     payload = orjson.dumps(fields)
     return [zlib.compress(payload)], hashlib.sha256(payload).digest()[:16]
+
+
+def test_cards_of_other_versions_are_read() -> None:
+    """A newer consumer may say more, an older one less; what is hashed is what was published."""
+    fields = orjson.loads(zlib.decompress(CARD.encode()[0]))
+    fields["colour"], fields["recipe"]["shade"] = "blue", "dark"
+    for later in OF_LATER_VERSIONS:
+        del fields["recipe"][later]
+    pieces, fingerprint = published(fields)
+    card = ModelCard.decode(pieces, fingerprint, "m")
+    assert (card.recipe, card.fingerprint) == (RECIPE, fingerprint)
+    fields["version"] = 2
+    with pytest.raises(MalformedMessage, match="version 2"):
+        ModelCard.decode(*published(fields), "m")
 
 
 def test_the_fingerprint_of_a_model_without_chat_is_that_of_earlier_versions() -> None:
@@ -110,6 +136,47 @@ def test_damaged_chat_formats_are_malformed(chat: object) -> None:
         ModelCard.decode(pieces, fingerprint, "m")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_length", 0),
+        ("max_length", "256"),
+        ("dimension", 384.0),
+        ("vocab_size", True),
+        ("token_dimension", -1),
+        ("pooling", 7),
+        ("pooling", "cls+median"),
+        ("normalize", 1),
+        ("include_prompt", None),
+        ("matryoshka_dims", [64, "128"]),
+        ("matryoshka_dims", "any"),
+        ("truncation_side", 9),
+        ("truncation_side", {}),
+        ("prompts", ["query: "]),
+        ("prompts", {"query": 7}),
+        ("default_prompt", ["query"]),
+        ("default_prompt", "query"),
+        ("adapters", "sts"),
+        ("adapters", [7]),
+        ("default_adapter", "sts"),
+        ("head", None),
+    ],
+)
+def test_damaged_recipes_are_malformed(name: str, value: object) -> None:
+    fields = orjson.loads(zlib.decompress(CARD.encode()[0]))
+    fields["recipe"][name] = value
+    with pytest.raises(MalformedMessage, match="damaged"):
+        ModelCard.decode(*published(fields), "m")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"recipe": []}, {"recipe": "none"}, {"recipe": {}}, {"tokenizer": {}}, {"revision": None}]
+)
+def test_cards_without_a_recipe_or_tokenizer_are_malformed(changes: dict[str, object]) -> None:
+    with pytest.raises(MalformedMessage, match="damaged"):
+        ModelCard.decode(*published(orjson.loads(zlib.decompress(CARD.encode()[0])) | changes), "m")
+
+
 @pytest.mark.parametrize("pieces", [[], [b"junk"], [CARD.encode()[0][:-9]], [b""]])
 def test_damaged_cards_are_malformed(pieces: list[bytes]) -> None:
     with pytest.raises(MalformedMessage):
@@ -135,7 +202,10 @@ def test_an_unwritable_cache_is_no_error(tmp_path: Path) -> None:
 def test_announcements_round_trip_and_later_fields_are_ignored() -> None:
     said = Announcement("c", "m", ("m", "o/m"), "ab" * 16, 384, 256, "mean", "float32", "cpu", "abc", 1)
     assert Announcement.decode(said.encode()) == said
-    assert Announcement.decode(orjson.dumps({**orjson.loads(said.encode()), "colour": "blue"})) == said
+    fields = orjson.loads(said.encode())
+    assert Announcement.decode(orjson.dumps({**fields, "colour": "blue", "prompts": {"query": "q: "}})) == said
+    del fields["pooling_source"]
+    assert Announcement.decode(orjson.dumps(fields)) == said
 
 
 @pytest.mark.parametrize(
@@ -154,6 +224,7 @@ def test_announcements_round_trip_and_later_fields_are_ignored() -> None:
         ("fingerprint", 7),
         ("model", 7),
         ("consumer", {}),
+        ("pooling_source", 7),
     ],
 )
 def test_announcements_that_cannot_be_reckoned_with_are_malformed(name: str, value: object) -> None:

@@ -154,9 +154,18 @@ class Card(_Answer):
         max_model_len: longest input in tokens.
         permission: always empty.
         dimension: components of a full vector.
-        pooling: hidden states to vector.
+        token_dimension: components of a token's vector, as `/pooling` gives them.
+        pooling: hidden states to vector: `mean`, `cls`, `last`, `max`, `mean_sqrt_len`, `weighted_mean`, several joined
+            by `+` whose vectors stand side by side, or `all` for one vector a token.
+        pooling_source: where that was found, such as `modules.json`; null while no consumer is alive.
+        head: what follows the pooling, such as `dense 768>256 tanh`; empty for nothing.
         normalize: whether vectors have unit length by default.
         matryoshka_dimensions: shorter sizes there are; `any` for all.
+        similarity: how the model's authors compare its vectors: `cosine`, `dot`, `euclidean` or `manhattan`.
+        prompts: texts that `prompt_name` has put before inputs, by name; the ends of long ones are left out.
+        default_prompt: name of the one that texts get by default; null for none.
+        tasks: adapters that `task` chooses from.
+        default_task: the one without a choice; null for the bare model.
         dtype: number format of the forward pass; null while no consumer is alive.
         revision: of the weights.
         consumers: how many are alive.
@@ -171,9 +180,17 @@ class Card(_Answer):
     max_model_len: int
     permission: list[str]
     dimension: int
-    pooling: Literal["cls", "mean", "last", "all"]
+    token_dimension: int
+    pooling: str
+    pooling_source: str | None
+    head: str
     normalize: bool
     matryoshka_dimensions: list[int] | Literal["any"]
+    similarity: str
+    prompts: dict[str, str]
+    default_prompt: str | None
+    tasks: list[str]
+    default_task: str | None
     dtype: str | None
     revision: str
     consumers: int

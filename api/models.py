@@ -12,6 +12,9 @@ from starlette.responses import Response
 from embedstream.producer.fleet import Fleet, ServedModel
 from embedstream.shared.errors import ModelNotFound
 
+_SHOWN_CHARS = 1_000
+"""Of a prompt: instructions with examples may be long."""
+
 
 class Models:
     """The model list in OpenAI's form, one card for each served name, with fields of our own.
@@ -44,6 +47,7 @@ class Models:
 
     def _card(self, name: str, served: ServedModel) -> dict[str, Any]:
         recipe, consumers = served.card.recipe, self._fleet.consumers
+        first = consumers[0] if consumers else None
         sizes = recipe.matryoshka_dims
         return {
             "id": name,
@@ -55,13 +59,25 @@ class Models:
             "max_model_len": recipe.max_length,
             "permission": [],
             "dimension": recipe.dimension,
+            "token_dimension": recipe.size(per_token=True),
             "pooling": recipe.pooling_name,
+            "pooling_source": (first.pooling_source or None) if first else None,
+            "head": recipe.head,
             "normalize": recipe.normalize,
             "matryoshka_dimensions": "any" if sizes is None else sizes,
-            "dtype": consumers[0].dtype if consumers else None,
+            "similarity": recipe.similarity,
+            "prompts": {name: _shortened(text) for name, text in recipe.prompts.items()},
+            "default_prompt": recipe.default_prompt or None,
+            "tasks": recipe.adapters,
+            "default_task": recipe.default_adapter or None,
+            "dtype": first.dtype if first else None,
             "revision": served.card.revision,
             "consumers": len(consumers),
         }
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def _answer(content: dict[str, Any]) -> Response:

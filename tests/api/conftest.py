@@ -60,7 +60,18 @@ def served_model(recipe: Recipe = RECIPE, names: tuple[str, ...] = NAMES) -> Ser
 
 def announcement(consumer: str = "c1", started_s: int = 1_700_000_000) -> Announcement:
     return Announcement(
-        consumer, NAMES[0], NAMES, "00" * 16, DIM, RECIPE.max_length, "mean", "bfloat16", "cpu", "abc123", started_s
+        consumer,
+        NAMES[0],
+        NAMES,
+        "00" * 16,
+        DIM,
+        RECIPE.max_length,
+        "mean",
+        "bfloat16",
+        "cpu",
+        "abc123",
+        started_s,
+        pooling_source="modules.json",
     )
 
 

@@ -7,6 +7,8 @@ import httpx2
 import pytest
 from tests.api.conftest import StubProducer, announcement
 
+from embedstream.shared.recipe import Pooling
+
 CARD: dict[str, Any] = {
     "id": "tiny",
     "object": "model",
@@ -17,9 +19,17 @@ CARD: dict[str, Any] = {
     "max_model_len": 10,
     "permission": [],
     "dimension": 8,
+    "token_dimension": 8,
     "pooling": "mean",
+    "pooling_source": "modules.json",
+    "head": "",
     "normalize": True,
     "matryoshka_dimensions": [2, 4],
+    "similarity": "cosine",
+    "prompts": {},
+    "default_prompt": None,
+    "tasks": [],
+    "default_task": None,
     "dtype": "bfloat16",
     "revision": "abc123",
     "consumers": 1,
@@ -49,7 +59,7 @@ async def test_a_model_whose_consumers_are_away_stays_listed(
 ) -> None:
     producer.fleet.consumers = ()
     (card, _) = (await client.get("/v1/models")).json()["data"]
-    assert (card["consumers"], card["dtype"]) == (0, None)
+    assert (card["consumers"], card["dtype"], card["pooling_source"]) == (0, None, None)
     assert card["created"] > 0
 
 
@@ -59,6 +69,31 @@ async def test_sizes_clients_may_ask_for(
 ) -> None:
     producer.serve(matryoshka_dims=sizes)
     assert (await client.get("/v1/models/tiny")).json()["matryoshka_dimensions"] == told
+
+
+async def test_what_the_recipe_says_is_told(client: httpx2.AsyncClient, producer: StubProducer) -> None:
+    producer.serve(
+        pooling=(Pooling.CLS, Pooling.MEAN),
+        token_dimension=16,
+        head="dense 32>8 tanh",
+        similarity="dot",
+        prompts={"query": "query: ", "long": "p" * 1001},
+        default_prompt="query",
+        adapters=("classification", "retrieval.query"),
+        default_adapter="classification",
+    )
+    card = (await client.get("/v1/models/tiny")).json()
+    expected = {
+        "token_dimension": 16,
+        "pooling": "cls+mean",
+        "head": "dense 32>8 tanh",
+        "similarity": "dot",
+        "prompts": {"query": "query: ", "long": "p" * 1000 + "…"},
+        "default_prompt": "query",
+        "tasks": ["classification", "retrieval.query"],
+        "default_task": "classification",
+    }
+    assert expected.items() <= card.items()
 
 
 async def test_one_model_by_name(client: httpx2.AsyncClient) -> None:

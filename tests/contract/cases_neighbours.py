@@ -50,7 +50,8 @@ def cards(*names: str, **expected: Any) -> Check:
 def _card(card: dict[str, Any], **expected: Any) -> None:
     assert set(card) == {
         *("id", "object", "created", "owned_by", "root", "parent", "max_model_len", "permission"),
-        *("dimension", "pooling", "normalize", "matryoshka_dimensions", "dtype", "revision", "consumers"),
+        *("dimension", "token_dimension", "pooling", "pooling_source", "head", "normalize", "matryoshka_dimensions"),
+        *("similarity", "prompts", "default_prompt", "tasks", "default_task", "dtype", "revision", "consumers"),
     }
     assert card["object"] == "model"
     assert isinstance(card["created"], int)
@@ -114,9 +115,17 @@ CASES: list[Case] = [
             "owner/tiny",
             max_model_len=LENGTH,
             dimension=DIM,
+            token_dimension=DIM,
             pooling="mean",
+            pooling_source="modules.json",
+            head="",
             normalize=True,
             matryoshka_dimensions=[4, 8, 16],
+            similarity="cosine",
+            prompts={},
+            default_prompt=None,
+            tasks=[],
+            default_task=None,
             root="tiny",
             dtype="float32",
         ),

@@ -9,6 +9,8 @@ import torch
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.settings import Dtype, Settings
 
+_CPU_BATCH_TOKENS = 4096  # larger batches fall out of a CPU's cache
+_CUDA_BATCH_TOKENS = 65_536
 _DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.BFLOAT16: torch.bfloat16}
 
 
@@ -60,3 +62,8 @@ def thread_count(settings: Settings) -> int:
     except AttributeError:  # not on macOS
         cores = os.cpu_count() or 1
     return settings.threads or max(1, cores // max(1, settings.consumers))
+
+
+def batch_budget(settings: Settings, device: torch.device) -> int:
+    """Most tokens of a micro-batch, padding included: as asked for, else what suits the device."""
+    return settings.batch_tokens or (_CUDA_BATCH_TOKENS if device.type == "cuda" else _CPU_BATCH_TOKENS)

@@ -15,6 +15,7 @@ from embedstream.shared.logs import get_logger, told
 from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
+from .device import batch_budget
 from .embedder import Embedder
 from .faults import BrokenDevice
 from .metrics_server import metrics_server
@@ -22,8 +23,6 @@ from .model import Model
 from .pace import Pace
 from .service import Served, new_name, serve
 
-CPU_BATCH_TOKENS = 4096  # larger batches fall out of a CPU's cache
-CUDA_BATCH_TOKENS = 65_536
 STATUS_TTL_S = 3600
 
 log = get_logger()
@@ -71,7 +70,7 @@ def _run(settings: Settings, url: str) -> int:
 
 
 def _served(model: Model, settings: Settings) -> Served:
-    budget = settings.batch_tokens or (CUDA_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS)
+    budget = batch_budget(settings, model.device)
     pace = Pace(budget)
     model.time_batches(budget, pace.observe)
     return Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)

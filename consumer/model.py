@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from embedstream.shared.cards import ModelCard
-from embedstream.shared.errors import EmbedstreamError, ModelLoadError
+from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.jobs import longest_input
 from embedstream.shared.logs import get_logger
 from embedstream.shared.models import ModelFiles, locate
@@ -27,6 +22,7 @@ from embedstream.shared.recipe_files import read_recipe, transformer_folder
 from embedstream.shared.settings import Settings
 from embedstream.shared.tokenization import TextTokenizer, finished
 
+from .backbone import first_line, load_backbone, quiet
 from .device import choose_device, choose_dtype, thread_count
 from .tokenizer_files import read_tokenizer
 
@@ -37,7 +33,6 @@ _TYPICAL_TOKENS = 64
 _TIMED_RUNS = 2
 _LONG_RUN_S = 0.1  # what takes so long is no matter of cold caches
 _PART_OF_BUDGET = 4  # a full one would take seconds on a slow CPU; larger batches take longer in proportion
-_POOLER = "pooler."  # weights of a head whose output nothing here reads
 
 
 class Model:
@@ -102,8 +97,8 @@ class Model:
         dtype, reason = choose_dtype(settings.dtype, device)
         if device.type == "cpu":
             torch.set_num_threads(thread_count(settings))
-        with _quiet():
-            module = _load_module(folder, device, dtype)
+        with quiet():
+            module = load_backbone(folder, device, dtype)
             written, chat = read_tokenizer(folder, settings.chat_template)
             tokenizer_text = finished(written, do_lower_case=recipe.do_lower_case)
         recipe = _check_vocabulary(module, recipe)
@@ -180,7 +175,7 @@ class Model:
             hidden, mask = self.forward(ids, lengths)
             finite = bool(torch.isfinite(hidden[mask != 0]).all())
         except Exception as error:  # any model code may run here
-            raise ModelLoadError(f"the first forward pass failed: {_first_line(error)}") from error
+            raise ModelLoadError(f"the first forward pass failed: {first_line(error)}") from error
         if hidden.shape[-1] != self.recipe.dimension:
             raise ModelLoadError(
                 f"the model gives vectors of {hidden.shape[-1]} components, its files say {self.recipe.dimension}"
@@ -190,59 +185,6 @@ class Model:
                 f"the first forward pass in {self.dtype} gave values that are not numbers: the weights are damaged, or "
                 "need --dtype float32"
             )
-
-
-def _load_module(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The bare transformer in evaluation mode.
-
-    Raises:
-        ModelLoadError: files missing or damaged, or an architecture transformers does not know.
-    """
-    _check_weight_files(folder)
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if config.is_encoder_decoder:
-            raise ModelLoadError(f"encoder-decoder models such as {config.model_type} are not supported yet")
-        module, report = transformers.AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **({"add_pooling_layer": False} if _takes_pooling_layer(config) else {}),
-        )
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith(_POOLER))
-        if missing:
-            raise ModelLoadError(
-                f"the weights in {folder} lack {len(missing)} tensors of {type(module).__name__}, such as {missing[0]}"
-            )
-        module.config.use_cache = False  # a decoder would keep keys and values that nothing reads
-        return module.eval().to(device)
-    except EmbedstreamError:
-        raise
-    except Exception as error:  # transformers, safetensors and torch each raise their own kinds
-        raise ModelLoadError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
-
-
-def _check_weight_files(folder: Path) -> None:
-    """Say in plain words what transformers would say in ten lines."""
-    if any(folder.glob("model*.safetensors")) or any(folder.glob("model*.safetensors.index.json")):
-        return
-    pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-    if pickled is not None:
-        raise ModelLoadError(
-            f"{folder} has its weights as {pickled}, a pickle, which is never loaded; it needs model.safetensors"
-        )
-    raise ModelLoadError(f"{folder} has no weights: model.safetensors is missing")
-
-
-def _takes_pooling_layer(config: Any) -> bool:
-    """Whether the class has a switch for its pooler; without it transformers makes up weights for a missing one."""
-    chosen = MODEL_MAPPING.get(type(config), None)
-    classes = chosen if isinstance(chosen, (tuple, list)) else (chosen,)
-    return all(kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters for kind in classes)
 
 
 def _check_vocabulary(module: Any, recipe: Recipe) -> Recipe:
@@ -272,23 +214,3 @@ def _check_tokenizer(tokenizer: TextTokenizer, recipe: Recipe) -> None:
 def _pad_id(config: Any) -> int:
     pad_id = getattr(config, "pad_token_id", None)
     return pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no advice on training or on tensors that are left out on purpose."""
-    logging: Any = transformers.logging  # not annotated
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0]
-    return line or type(error).__name__

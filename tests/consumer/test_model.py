@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from embedstream.consumer import backbone
 from embedstream.consumer import model as models
 from embedstream.consumer.device import choose_device, choose_dtype, thread_count
 from embedstream.consumer.model import Model
@@ -247,6 +248,17 @@ def _other_shape(path: Path) -> None:
     rewrite(path / "config.json", intermediate_size=128)
 
 
+def _other_names(path: Path) -> None:
+    weights = load_file(path / "model.safetensors")
+    save_file({f"other.{name}": value for name, value in weights.items()}, path / "model.safetensors", {"format": "pt"})
+
+
+def _a_shard_missing(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"embeddings.LayerNorm.bias": "model-00001-of-00002.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def _unknown_architecture(path: Path) -> None:
     rewrite(path / "config.json", model_type="no_such_model")
 
@@ -256,7 +268,7 @@ def _damaged_config(path: Path) -> None:
 
 
 def _encoder_decoder(path: Path) -> None:
-    (path / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": 32, "vocab_size": 100}))
+    (path / "config.json").write_text(json.dumps({"model_type": "bart", "d_model": 32, "vocab_size": 100}))
 
 
 def _larger_tokenizer(path: Path) -> None:
@@ -277,10 +289,15 @@ def _damaged_tokenizer(path: Path) -> None:
         (_truncated_weights, "cannot be loaded"),
         (_a_tensor_missing, "lack 1 tensors of BertModel, such as encoder.layer.1.output.dense.weight"),
         (_not_numbers, "not numbers"),
-        (_other_shape, "cannot be loaded"),
+        (
+            _other_shape,
+            "config.json: encoder.layer.0.intermediate.dense.bias is 64 there, and 128 by the configuration; 6 tensors",
+        ),
+        (_other_names, "such as embeddings.LayerNorm.bias; it has others, such as other.embeddings.LayerNorm.bias"),
+        (_a_shard_missing, "cannot be loaded"),
         (_unknown_architecture, "no_such_model"),
         (_damaged_config, "config.json is damaged"),
-        (_encoder_decoder, "encoder-decoder models such as t5 are not supported yet"),
+        (_encoder_decoder, "encoder-decoder models of type bart are not supported"),
         (_larger_tokenizer, "ids up to 5000, the model has embeddings for 0 to 87"),
         (_damaged_tokenizer, "tokenizer.json is damaged"),
     ],
@@ -300,7 +317,7 @@ def test_a_pooler_without_weights_does_no_harm(tiny_bert: MakeModel, monkeypatch
     expected = embed(Model.load(settings(path)), TEXTS)
     weights = {name: value for name, value in load_file(path / "model.safetensors").items() if "pooler" not in name}
     save_file(weights, path / "model.safetensors", {"format": "pt"})
-    monkeypatch.setattr(models, "_takes_pooling_layer", lambda _: False)  # as of an architecture without the switch
+    monkeypatch.setattr(backbone, "_takes_pooling_layer", lambda _: False)  # as of an architecture without the switch
     np.testing.assert_array_equal(embed(Model.load(settings(path)), TEXTS), expected)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedstream.shared.errors import InputTooLong, InvalidInput, NotServed, Unavailable
-from embedstream.shared.jobs import MAX_BODY_BYTES, LongInputs, TruncationSide, text_lengths
-from embedstream.shared.recipe import Recipe
+from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_STRING_BYTES, LongInputs, TruncationSide, text_lengths
+from embedstream.shared.left_out import check_side, is_left_out, not_in_pieces
+from embedstream.shared.recipe import ROLE, Recipe
 from embedstream.shared.tokenization import (
     TextTokenizer,
     Tokens,
@@ -70,9 +72,13 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
             "Use embed_tokens() of the producer library."
         )
     refusals = Refusals(options.partial)
-    if _are_texts(inputs):
-        tokens = await _tokenize(inputs, options, served, refusals)
-        recipe.check_dimensions(options.vectors.dimensions, served.card.model)
+    texts = inputs if _are_texts(inputs) else None
+    prompt = _prompt_of(recipe, options, puts_one=texts is not None and options.chat is None)
+    adapter = recipe.adapter_of(options.adapter, options.prompt)
+    _check_names(prompt, adapter, options)
+    if texts is not None:
+        tokens = await _tokenize(texts, recipe.prompt_text(prompt), options, served, refusals)
+        recipe.check_dimensions(options.vectors.dimensions, served.card.model, per_token=options.vectors.per_token)
         refusals.take(without_tokens(tokens.lengths))
     else:
         rows = _rows(inputs)
@@ -87,6 +93,8 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
         options,
         failures=refusals.failures,
         piece_tokens=recipe.max_length if _is_chunked(options) else 0,
+        prompt=prompt,
+        adapter=adapter,
     )
 
 
@@ -110,10 +118,47 @@ async def prepare_texts(inputs: Inputs, options: Options, model: str) -> Prepare
         )
     _check_option(options.truncate_prompt_tokens, "truncate_prompt_tokens", other=-1)
     _check_option(options.vectors.dimensions, "dimensions")
+    _check_names(options.prompt, options.adapter, options)
     refusals = Refusals(options.partial)
     lengths = await asyncio.to_thread(_text_bytes, inputs, refusals)
     tokens = Tokens(np.empty(0, np.uint32), lengths)
-    return Prepared(None, inputs, tokens, options, model, failures=refusals.failures)
+    return Prepared(
+        None,
+        inputs,
+        tokens,
+        options,
+        model,
+        failures=refusals.failures,
+        prompt=options.prompt,
+        adapter=options.adapter,
+    )
+
+
+def _prompt_of(recipe: Recipe, options: Options, *, puts_one: bool) -> str:
+    """The name of the prompt that is put before the inputs, or "" for none.
+
+    Args:
+        recipe: the model's.
+        options: what was asked for.
+        puts_one: whether these inputs can get one; others do without the model's default.
+
+    Raises:
+        InvalidInput: there is no such prompt, or it was asked for by name or role and the inputs cannot get one.
+    """
+    name = recipe.prompt_of(options.prompt)
+    if puts_one:
+        return name
+    if options.prompt and recipe.prompt_text(name):
+        what = "token ids" if options.chat is None else "chat messages"
+        raise InvalidInput(
+            f"The prompt `{name}` cannot be put before {what}: send texts, or leave it out.",
+            param=_prompt_param(options),
+        )
+    return ""
+
+
+def _prompt_param(options: Options) -> str:
+    return "input_type" if options.prompt.startswith(ROLE) else "prompt_name"
 
 
 def _is_chunked(options: Options) -> bool:
@@ -155,18 +200,35 @@ def _check_option(value: int | None, param: str, other: int | None = None) -> No
         raise InvalidInput(f"{param} must be {also}at least 1 and less than {_MAX_OPTION} (got {value}).", param=param)
 
 
-async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel, refusals: Refusals) -> Tokens:
+def _check_names(prompt: str, adapter: str, options: Options) -> None:
+    """Refuse names that no job has room for."""
+    for name, param in ((prompt, _prompt_param(options)), (adapter, "task")):
+        try:
+            n_bytes = len(name.encode())
+        except UnicodeEncodeError:
+            raise InvalidInput(f"{param} is not valid Unicode.", param=param) from None
+        if n_bytes > MAX_STRING_BYTES:
+            raise InvalidInput(f"{param} has {n_bytes} bytes; a name has at most {MAX_STRING_BYTES}.", param=param)
+
+
+async def _tokenize(
+    texts: Sequence[str], prompt: str, options: Options, served: ServedModel, refusals: Refusals
+) -> Tokens:
     recipe, tokenizer = served.card.recipe, served.tokenizer
     keeps_specials = options.add_special_tokens and options.truncation_side is TruncationSide.MODEL
     limit = _limit(options, recipe, tokenizer.n_special if keeps_specials else 0)
+    left_out = is_left_out(recipe, prompt, per_token=options.vectors.per_token)
+    if left_out and limit is not None:
+        check_side(options.truncation_side)
     if limit is None and not _is_chunked(options):
-        refusals.take(long_texts(texts, recipe.max_length, tokenizer.max_token_chars))
+        refusals.take(long_texts(texts, recipe.max_length, tokenizer.max_token_chars, len(prompt)))
     else:
         for index, text in enumerate(texts):
-            if len(text) > MAX_WHOLE_CHARS:
-                refusals.refuse(index, _too_long_at_all(index, len(text)))
-    n_chars = sum(len(text) for index, text in enumerate(texts) if index not in refusals.failures)
-    work = (tokenizer, texts, options, limit, refusals)
+            if len(prompt) + len(text) > MAX_WHOLE_CHARS:
+                refusals.refuse(index, _too_long_at_all(index, len(prompt) + len(text)))
+    n_chars = len(prompt) * len(texts)
+    n_chars += sum(len(text) for index, text in enumerate(texts) if index not in refusals.failures)
+    work = (tokenizer, texts, prompt, options, limit, refusals)
     if n_chars + INPUT_CHARS * len(texts) <= ON_LOOP_CHARS:
         tokens = _encode(*work)
     elif n_chars <= AT_ONCE_CHARS:
@@ -175,11 +237,18 @@ async def _tokenize(texts: Sequence[str], options: Options, served: ServedModel,
         tokens = await asyncio.get_running_loop().run_in_executor(_large_texts, _encode, *work)
     if limit is None and not _is_chunked(options):
         refusals.take(too_long(tokens.lengths, recipe.max_length))
+    elif left_out:
+        refusals.take(not_in_pieces(tokens.lengths, recipe.max_length))
     return tokens
 
 
 def _encode(
-    tokenizer: TextTokenizer, texts: Sequence[str], options: Options, limit: int | None, refusals: Refusals
+    tokenizer: TextTokenizer,
+    texts: Sequence[str],
+    prompt: str,
+    options: Options,
+    limit: int | None,
+    refusals: Refusals,
 ) -> Tokens:
     """Tokenise what is not refused; the others stand as empty texts, so that each keeps its place."""
 
@@ -190,12 +259,14 @@ def _encode(
     def encode() -> Tokens:
         return tokenizer.encode(
             kept(),
+            prompt=prompt,
             add_special_tokens=options.add_special_tokens,
             truncate_to=limit,
             side=options.truncation_side,
         )
 
-    for refuses in (malformed_texts, tokenizer.unreadable):  # to try each text by itself is the last resort
+    # To try each text by itself is the last resort.
+    for refuses in (malformed_texts, partial(tokenizer.unreadable, prompt=prompt)):
         try:
             return encode()
         except InvalidInput:
@@ -238,7 +309,7 @@ def _take_ids(rows: Sequence[Sequence[int]], options: Options, served: ServedMod
     limit = _limit(options, recipe, n_special=0)
     if limit is None and not _is_chunked(options):
         refusals.take(too_long(lengths, recipe.max_length))
-    recipe.check_dimensions(options.vectors.dimensions, served.card.model)
+    recipe.check_dimensions(options.vectors.dimensions, served.card.model, per_token=options.vectors.per_token)
     refusals.take(without_tokens(lengths))
     refusals.take(unknown_ids(ids, lengths, recipe.vocab_size))
     longest = int(lengths.max(initial=1))

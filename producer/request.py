@@ -74,6 +74,8 @@ class Prepared:
         arrived_s: when it came, on the event loop's clock: from then on its time runs. None: when it is sent.
         failures: inputs that were refused already, by their place; they have no tokens. Empty unless `partial`.
         piece_tokens: longer inputs travel in pieces of so many tokens; 0 when each is one row.
+        prompt: name of the prompt that was put before its texts, or "" for none; without a card, what was asked for.
+        adapter: name of the one that is to compute it, or "" for the bare model; without a card, what was asked for.
     """
 
     card: ModelCard | None
@@ -84,6 +86,8 @@ class Prepared:
     arrived_s: float | None = None
     failures: Mapping[int, InputFailure] = field(default_factory=dict)
     piece_tokens: int = 0
+    prompt: str = ""
+    adapter: str = ""
 
     @property
     def model(self) -> str:
@@ -93,7 +97,10 @@ class Prepared:
     @property
     def dimension(self) -> int | None:
         """Components its vectors will have; None while nobody has told."""
-        return self.options.vectors.dimensions or (None if self.card is None else self.card.recipe.dimension)
+        vectors = self.options.vectors
+        if self.card is None:
+            return vectors.dimensions
+        return vectors.dimensions or self.card.recipe.size(per_token=vectors.per_token)
 
     @property
     def n_inputs(self) -> int:
@@ -204,6 +211,9 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
             lane=prepared.options.lane,
             options=options,
             result_ttl_s=result_ttl_s,
+            add_special_tokens=prepared.options.add_special_tokens,
+            adapter=prepared.adapter,
+            prompt_name=prepared.prompt,
         )
         for index, (first, end) in enumerate(slices)
     ]
@@ -231,6 +241,8 @@ def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s:
             truncate_to=max(0, cut_to or 0),
             truncation_side=options.truncation_side,
             add_special_tokens=options.add_special_tokens,
+            adapter=prepared.adapter,
+            prompt_name=prepared.prompt,
         )
         for index, (first, end) in enumerate(slices)
     ]

@@ -24,6 +24,8 @@ MAX_INPUTS = 64
 MAX_TOKENS = 16_384
 """Tokens in one job of several inputs; a longer input is a job alone."""
 MAX_BODY_BYTES = 256 * 1024
+MAX_STRING_BYTES = 255
+"""Of a name in the header."""
 NO_FINGERPRINT = bytes(16)
 """The fingerprint of a text job: the consumer tokenises, so no card can be stale."""
 
@@ -39,7 +41,6 @@ _FLAG_TEXT, _FLAG_WIDE_IDS, _FLAG_NO_SPECIALS, _FLAG_PER_TOKEN = 1, 2, 4, 8
 _KNOWN_FLAGS = 15
 _NORMALIZE: tuple[bool | None, ...] = (None, True, False)
 _MAX_U32 = 2**32 - 1
-_MAX_STRING_BYTES = 255
 
 T = TypeVar("T")
 
@@ -329,8 +330,8 @@ def _choose(values: tuple[T, ...], code: int, name: str) -> T:
 
 def _encode_string(text: str) -> bytes:
     data = text.encode()
-    if len(data) > _MAX_STRING_BYTES:
-        raise MalformedJob(f"a header string has {len(data)} bytes, more than {_MAX_STRING_BYTES}")
+    if len(data) > MAX_STRING_BYTES:
+        raise MalformedJob(f"a header string has {len(data)} bytes, more than {MAX_STRING_BYTES}")
     return bytes((len(data),)) + data
 
 

@@ -131,6 +131,19 @@ class Recipe:
             raise InvalidInput(self._no_such("prompt", role, self.prompts), param="input_type")
         return found or ""  # as in sentence-transformers: a query without a prompt of its own gets none
 
+    def prompt_text(self, name: str) -> str:
+        """The text of a prompt, "" for the name "".
+
+        Args:
+            name: of a prompt.
+
+        Raises:
+            InvalidInput: the model has no such prompt; naming those it has.
+        """
+        if name and name not in self.prompts:
+            raise InvalidInput(self._no_such("prompt", name, self.prompts), param="prompt_name")
+        return self.prompts[name] if name else ""
+
     def adapter_of(self, asked: str, prompt: str = "") -> str:
         """The name of the adapter that computes a request.
 
@@ -156,14 +169,26 @@ class Recipe:
         names = ", ".join(f"`{name}`" for name in known)
         return f"The model has no {what} `{asked[:_SHOWN_CHARS]}`; " + (f"it has {names}." if names else "it has none.")
 
-    def check_dimensions(self, dimensions: int | None, model: str) -> None:
+    def check_dimensions(self, dimensions: int | None, model: str, *, per_token: bool = False) -> None:
         """Refuse a vector size the model does not offer; its own full size is always offered.
+
+        Args:
+            dimensions: asked for; None for the full size.
+            model: its name, for the message.
+            per_token: whether the vectors of tokens are meant, which are never cut.
 
         Raises:
             InvalidInput: naming the sizes there are.
         """
-        if dimensions is None or dimensions == self.dimension:
+        full = self.size(per_token=per_token)
+        if dimensions is None or dimensions == full:
             return
+        if per_token:
+            raise InvalidInput(
+                f"Model '{model}' gives the vectors of tokens in full size only; dimensions must be unset or {full} "
+                f"(received dimensions={dimensions}).",
+                param="dimensions",
+            )
         if self.matryoshka_dims == ():
             raise InvalidInput(
                 f"Model '{model}' does not support Matryoshka embeddings; dimensions must be unset or "

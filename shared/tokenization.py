@@ -133,6 +133,7 @@ class TextTokenizer:
         self,
         texts: Sequence[str],
         *,
+        prompt: str = "",
         add_special_tokens: bool = True,
         truncate_to: int | None = None,
         side: TruncationSide = TruncationSide.MODEL,
@@ -141,6 +142,7 @@ class TextTokenizer:
 
         Args:
             texts: any number of texts.
+            prompt: put before each of them.
             add_special_tokens: whether the model's special tokens are put around each text.
             truncate_to: most tokens of an input, special tokens included; None cuts nothing.
             side: the end that loses tokens. MODEL takes the recipe's and keeps the special tokens, as transformers
@@ -153,7 +155,8 @@ class TextTokenizer:
         if truncate_to is not None:
             self._check_truncation(truncate_to, add_special_tokens, side)
         groups = [
-            self._encode_group(group, first, add_special_tokens, truncate_to, side) for first, group in _groups(texts)
+            self._encode_group(group, first, prompt, add_special_tokens, truncate_to, side)
+            for first, group in _groups(texts, len(prompt))
         ]
         return groups[0] if len(groups) == 1 else _joined(groups)
 
@@ -161,20 +164,22 @@ class TextTokenizer:
         self,
         texts: Sequence[str],
         first: int,
+        prompt: str,
         add_special_tokens: bool,
         truncate_to: int | None,
         side: TruncationSide,
     ) -> Tokens:
         try:
+            whole = [prompt + text for text in texts] if prompt else texts
             # A lone query skips the library's thread pool. A long text must not: `encode` keeps the interpreter lock,
             # and with a megabyte it would stop every other request for 2 s.
-            if len(texts) == 1 and len(texts[0]) <= _LONE_CHARS:
-                rows = [self._tokenizer.encode(texts[0], add_special_tokens=add_special_tokens).ids]
+            if len(whole) == 1 and len(whole[0]) <= _LONE_CHARS:
+                rows = [self._tokenizer.encode(whole[0], add_special_tokens=add_special_tokens).ids]
             else:
-                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+                encodings = self._tokenizer.encode_batch_fast(list(whole), add_special_tokens=add_special_tokens)
                 rows = [encoding.ids for encoding in encodings]
         except Exception as error:  # the library's own errors are bare ones
-            for _, reason in self.unreadable(texts, first):
+            for _, reason in self.unreadable(texts, first, prompt):
                 raise reason from error
             raise InvalidInput(f"The input cannot be tokenised: {error}.", param="input") from error
         lost = None
@@ -186,6 +191,21 @@ class TextTokenizer:
             lengths[lost] = truncate_to
         ids = np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum(dtype=np.int64)))
         return Tokens(ids, lengths, lost)
+
+    def prompt_length(self, prompt: str, *, add_special_tokens: bool, most: int) -> int:
+        """How many leading tokens of a text are those of the prompt before it.
+
+        As sentence-transformers counts them: the tokens of the prompt alone, without a special token at its end.
+
+        Args:
+            prompt: its text.
+            add_special_tokens: as the text was tokenised.
+            most: tokens of the longest input; a longer prompt is cut as an input is.
+        """
+        ids = self.encode([prompt], add_special_tokens=add_special_tokens, truncate_to=most).ids.tolist()
+        special = {token for token, added in self._tokenizer.get_added_tokens_decoder().items() if added.special}
+        ends = bool(ids) and (ids[-1] in special or (add_special_tokens and self._suffix > 0))
+        return len(ids) - ends
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token ids, as the tokenizer's decoder joins them.
@@ -236,12 +256,13 @@ class TextTokenizer:
                 return mask.index(0), mask[::-1].index(0)
         return self._tokenizer.num_special_tokens_to_add(False), 0  # no text has a token of its own
 
-    def unreadable(self, texts: Sequence[str], first: int = 0) -> Iterator[tuple[int, InvalidInput]]:
+    def unreadable(self, texts: Sequence[str], first: int = 0, prompt: str = "") -> Iterator[tuple[int, InvalidInput]]:
         """Which texts the library refuses, and why: first those that are no text, then each of the others is tried.
 
         Args:
             texts: of a request, or a slice of them.
             first: place of the first one in the request.
+            prompt: put before each of them.
         """
         malformed = set()
         for index, reason in malformed_texts(texts, first):
@@ -251,7 +272,7 @@ class TextTokenizer:
             if index in malformed:
                 continue
             try:
-                self._tokenizer.encode_batch_fast([text])  # `encode` would keep the interpreter lock
+                self._tokenizer.encode_batch_fast([prompt + text])  # `encode` would keep the interpreter lock
             except Exception as reason:  # noqa: BLE001 (bare, as above)
                 yield index, InvalidInput(f"The input at index {index} cannot be tokenised: {reason}.", param="input")
 
@@ -273,11 +294,11 @@ def malformed_texts(texts: Sequence[str], first: int = 0) -> Iterator[tuple[int,
             yield index, lone_surrogate(index, surrogate)
 
 
-def _groups(texts: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
+def _groups(texts: Sequence[str], prompt_chars: int) -> Iterator[tuple[int, Sequence[str]]]:
     """Texts that go through the library together, each with the place of the first; at least one group."""
     first = n_chars = 0
     for index, text in enumerate(texts):
-        size = len(text) if isinstance(text, str) else 0  # what is no text is refused with its group
+        size = prompt_chars + (len(text) if isinstance(text, str) else 0)  # what is no text is refused with its group
         if index > first and n_chars + size > GROUP_CHARS:
             yield first, texts[first:index]
             first, n_chars = index, 0
@@ -368,24 +389,28 @@ def too_long(lengths: NDArray[np.integer], max_length: int) -> Iterator[tuple[in
         )
 
 
-def long_texts(texts: Sequence[str], max_length: int, max_token_chars: int) -> Iterator[tuple[int, InputTooLong]]:
+def long_texts(
+    texts: Sequence[str], max_length: int, max_token_chars: int, prompt_chars: int = 0
+) -> Iterator[tuple[int, InputTooLong]]:
     """The texts that no usual tokenisation brings below the limit: they need not cost any tokenising.
 
     Args:
         texts: the inputs of the request; only for those that are not to be cut.
         max_length: the recipe's.
         max_token_chars: the tokenizer's.
+        prompt_chars: of the prompt before each.
     """
     most = max_length * max_token_chars
     for index, text in enumerate(texts):
-        if len(text) > most:
+        n_chars = prompt_chars + len(text)
+        if n_chars > most:
             yield (
                 index,
                 InputTooLong(
                     f"This model's maximum context length is {max_length} tokens. However, your prompt contains "
-                    f"{len(text)} characters (more than {most} characters, which is the upper bound for {max_length} "
+                    f"{n_chars} characters (more than {most} characters, which is the upper bound for {max_length} "
                     "input tokens). Please reduce the length of the input prompt. "
-                    f"(parameter=input_text, value={len(text)}) The input at index {index} is meant; "
+                    f"(parameter=input_text, value={n_chars}) The input at index {index} is meant; "
                     'send "truncate_prompt_tokens": -1 to have long inputs cut.',
                     param="input_text",
                 ),

@@ -74,3 +74,13 @@ def test_sizes_of_whole_vectors_and_of_token_vectors() -> None:
     projected = replace(PLAIN, token_dimension=8)
     assert (projected.size(per_token=False), projected.size(per_token=True)) == (4, 8)
     assert replace(PLAIN, pooling=(Pooling.CLS, Pooling.MEAN)).pooling_name == "cls+mean"
+    projected.check_dimensions(4, "m")
+    projected.check_dimensions(8, "m", per_token=True)
+    with pytest.raises(InvalidInput, match="vectors of tokens in full size only; dimensions must be unset or 8"):
+        replace(projected, matryoshka_dims=None).check_dimensions(4, "m", per_token=True)
+
+
+def test_the_text_of_a_prompt() -> None:
+    assert [WITH_PROMPTS.prompt_text(name) for name in ("", "query")] == ["", "q: "]
+    with pytest.raises(InvalidInput, match=r"no prompt `-`; it has `query`, `passage`, `sts`\."):
+        WITH_PROMPTS.prompt_text(NO_PROMPT)

@@ -32,12 +32,14 @@ class Probes:
         """Whether a request would be answered now: a live consumer has the model loaded.
 
         Raises:
-            Unavailable: with the reason.
+            Unavailable: with the reason, and with that of a consumer which could not load the model.
         """
         del request
         fleet = self._fleet
         if fleet.trouble is not None or fleet.served is None:
-            raise Unavailable(fleet.trouble or "No consumer has announced a model yet.")
+            trouble = fleet.trouble or "No consumer has announced a model yet."
+            failure = fleet.load_failure if fleet.redis_ok else None
+            raise Unavailable(trouble if failure is None else f"{trouble} The last one could not serve: {failure}")
         return _answer(status="ok", model=fleet.served.card.model, consumers=len(fleet.consumers))
 
     async def live(self, request: Request) -> Response:

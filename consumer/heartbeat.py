@@ -15,6 +15,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from embedstream.shared import load_failures
 from embedstream.shared.cards import Announcement, ModelCard
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, Script, connect_sync
 from embedstream.shared.keys import Keys, models
@@ -87,6 +88,7 @@ class Heartbeat:
         # The newest consumer decides which card is current; later beats only fill gaps.
         self._redis.hset(models(self._keys.prefix), mapping=self._table)
         self._beat()
+        load_failures.forget(self._redis, self._keys.prefix, self._announcement.names)
         if self._redis_is_young():
             self._steady_since_s = time.monotonic()
         self._thread.start()

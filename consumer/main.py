@@ -7,10 +7,9 @@ import os
 
 from redis.exceptions import RedisError
 
-from embedstream.shared import exits, logs
+from embedstream.shared import exits, load_failures, logs
 from embedstream.shared.connections import connect_sync, is_refusal
-from embedstream.shared.errors import ModelLoadError, ServerNotFound, UnfitServer
-from embedstream.shared.keys import Keys
+from embedstream.shared.errors import EmbedstreamError, ModelLoadError, ServerNotFound, UnfitServer
 from embedstream.shared.logs import get_logger, told
 from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
@@ -22,8 +21,6 @@ from .metrics_server import metrics_server
 from .model import Model
 from .pace import Pace
 from .service import Served, new_name, serve
-
-STATUS_TTL_S = 3600
 
 log = get_logger()
 
@@ -48,14 +45,14 @@ def run(settings: Settings) -> int:
 
 def _run(settings: Settings, url: str) -> int:
     consumer = new_name()
-    status_key = Keys(settings.key_prefix, settings.served_names[0]).status(consumer)
     try:
-        model = Model.load(settings)
+        model = _load(settings)
         asyncio.run(serve(settings, url, _served(model, settings), consumer))
     except (ModelLoadError, UnfitServer) as error:
-        log.error("consumer.cannot_serve", model=settings.model, reason=str(error))
-        _leave_reason(url, status_key, str(error))
-        exits.complain(str(error))
+        reason = " ".join(str(error).split())  # what libraries say may have many lines
+        log.error("consumer.cannot_serve", model=settings.model, reason=reason)
+        _leave_reason(settings, url, consumer, reason)
+        exits.complain(reason)
         return exits.FINAL
     except BrokenDevice as error:
         # Started anew the process has a new context. What was on the device when it broke is tried apart from others.
@@ -69,6 +66,16 @@ def _run(settings: Settings, url: str) -> int:
     return exits.OK
 
 
+def _load(settings: Settings) -> Model:
+    try:
+        return Model.load(settings)
+    except EmbedstreamError:
+        raise
+    except Exception as error:  # nobody has thought of it; restarting would meet it again
+        log.exception("consumer.load_failed")
+        raise ModelLoadError(f"{settings.model} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
 def _served(model: Model, settings: Settings) -> Served:
     budget = batch_budget(settings, model.device)
     pace = Pace(budget)
@@ -76,11 +83,11 @@ def _served(model: Model, settings: Settings) -> Served:
     return Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)
 
 
-def _leave_reason(url: str, key: str, reason: str) -> None:
+def _leave_reason(settings: Settings, url: str, consumer: str, reason: str) -> None:
     """Say in Redis why this consumer does not serve, for those who look from afar."""
     client = connect_sync(url)
     try:
-        client.set(key, reason, ex=STATUS_TTL_S)
+        load_failures.leave(client, settings.key_prefix, settings.served_names, consumer, reason)
     except (RedisError, OSError) as error:
         log.warning("consumer.reason_not_left", error=told(error))
     finally:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from embedstream.shared import metrics
+from embedstream.shared import load_failures, metrics
 from embedstream.shared.cards import Announcement, CardCache, ModelCard, ModelEntry
 from embedstream.shared.connections import after_failure, pause
 from embedstream.shared.errors import MalformedMessage, Unavailable, UnfitServer
@@ -107,6 +107,9 @@ class Fleet:
         self._no_consumers = False  # and that is all that is missing
         self.unannounced = False
         """Whether no consumer has ever announced the model asked for, or any model where none was asked for."""
+        self.load_failure: str | None = None
+        """Why the last consumer could not serve the model, while none serves it. It names files of that machine: it is
+        for operators, and no part of the errors that callers get."""
         self.redis_ok = False
         self.served: ServedModel | None = None
         self.consumers: tuple[Announcement, ...] = ()
@@ -209,11 +212,14 @@ class Fleet:
         if entry is None:
             self._take_consumers(())
             self._trouble = self._why_none(entries)
+            self.load_failure = await load_failures.told(self._redis, self._prefix, self._model)
             return
         keys = Keys(self._prefix, entry.model)
         members: Any = await self._redis.zrange(keys.live, 0, -1)
         beats: Any = await self._redis.mget([keys.heartbeat(name.decode()) for name in members]) if members else ()
         self._take_consumers(tuple(said for beat in beats if beat and (said := self._read(Announcement, beat))))
+        failed = None if self.consumers else await load_failures.told(self._redis, self._prefix, entry.model)
+        self.load_failure = failed
         self.admission(keys).tokens_per_s = sum(said.tokens_per_s for said in self.consumers)
         if self.consumers:
             # Not what the table says: its last writer may have gone again, and left an older revision alone.

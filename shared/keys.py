@@ -1,7 +1,7 @@
 """All Redis keys, in one place.
 
 Every key of one model carries the hash tag `{model}`, so that each script and each MULTI stays in one slot of a
-Redis Cluster. The table of models alone stands outside: it is written and read by single commands.
+Redis Cluster. The tables of models and of failures stand outside: they are written and read by single commands.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ FIELD_WAS_CANCELLED = b"cancelled"
 def models(prefix: str) -> str:
     """Hash: served name -> JSON of `ModelEntry`."""
     return f"{prefix}:models"
+
+
+def failures(prefix: str) -> str:
+    """Hash: served name -> the status key that says why a consumer could not serve it; expires with the newest."""
+    return f"{prefix}:failures"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,5 +112,5 @@ class Keys:
         return f"{self.base}:card:{fingerprint.hex()}:{piece}"
 
     def status(self, consumer: str) -> str:
-        """String: why a consumer could not load its model; expires."""
+        """String: why a consumer could not serve its model; expires."""
         return f"{self.base}:status:{consumer}"

@@ -101,6 +101,7 @@ class StubFleet(Fleet):
         self.served = served_model()
         self.consumers = (announcement(),)
         self.reason: str | None = None
+        self.load_failure: str | None = None
 
     @property
     def trouble(self) -> str | None:

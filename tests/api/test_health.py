@@ -38,6 +38,23 @@ async def test_unhealthy_with_the_reason(
     assert int(response.headers["retry-after"]) > 0
 
 
+async def test_unhealthy_with_what_kept_a_consumer_from_serving(
+    client: httpx2.AsyncClient, producer: StubProducer
+) -> None:
+    producer.fleet.reason = "No consumer has announced a model yet."
+    producer.fleet.load_failure = "/models/x/config.json is damaged"
+    response = await client.get("/health")
+    assert response.status_code == 503
+    assert response.json()["error"]["message"] == (
+        "No consumer has announced a model yet. The last one could not serve: /models/x/config.json is damaged"
+    )
+    response = await client.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
+    assert response.json()["error"]["message"] == "No consumer has announced a model yet."
+    producer.fleet.redis_ok = False  # what was read long ago says nothing of an outage
+    response = await client.get("/health")
+    assert response.json()["error"]["message"] == "No consumer has announced a model yet."
+
+
 async def test_unhealthy_before_anybody_announced(client: httpx2.AsyncClient, producer: StubProducer) -> None:
     producer.fleet.served = None
     assert (await client.get("/health")).status_code == 503

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from embedstream.producer import contact as contact_module
 from embedstream.producer import fleet as fleet_module
 from embedstream.producer.fleet import Fleet
-from embedstream.shared import metrics
+from embedstream.shared import load_failures, metrics
 from embedstream.shared.cards import CardCache, ModelCard
-from embedstream.shared.connections import connect
+from embedstream.shared.connections import connect, connect_sync
 from embedstream.shared.errors import Unavailable, UnfitServer
-from embedstream.shared.keys import Keys, models
+from embedstream.shared.keys import Keys, failures, models
 from embedstream.shared.lanes import Lane
 from embedstream.shared.server_checks import ServerReport
 
@@ -60,6 +61,40 @@ async def test_without_consumers_requests_wait_only_where_that_was_asked_for(
     assert patient.consumers == ()
     with pytest.raises(Unavailable, match="No consumer of `m` is alive"):
         await strict.live()
+
+
+async def test_why_a_consumer_could_not_serve_is_known(
+    follower: Any, redis: Redis, redis_url: str, stub_consumers: Any, keys: Keys, card: ModelCard, prefix: str
+) -> None:
+    """Also before any has ever announced the model; and only until one does."""
+    fleet = follower()
+    other = Fleet(redis, prefix, "other", fleet._cache, "here")
+    with closing(connect_sync(redis_url)) as client:
+        load_failures.leave(client, prefix, ("m", "owner/m"), "c1", "it is damaged")
+        load_failures.leave(client, prefix, ("m", "owner/m"), "c2", "it is still damaged")
+        for ttl in (client.ttl(keys.status("c2")), client.ttl(failures(prefix))):
+            assert 0 < ttl <= load_failures.STATUS_TTL_S
+        await fleet.refresh()
+        await other.refresh()
+        assert (fleet.load_failure, other.load_failure) == ("it is still damaged", None)
+        assert load_failures.newest(client, prefix, "owner/m") == "it is still damaged"
+        async with stub_consumers(redis_url, keys) as start:
+            await start(card)
+            load_failures.leave(client, prefix, ("m",), "c3", "no memory")
+            await fleet.refresh()
+            assert (fleet.load_failure, fleet.trouble) == (None, None)  # others serve
+        await without_consumers(redis, keys)
+        await fleet.refresh()
+        assert fleet.load_failure == "no memory"
+        async with stub_consumers(redis_url, keys) as start:
+            await start(card)
+        await without_consumers(redis, keys)
+        await fleet.refresh()
+        assert (fleet.load_failure, fleet.trouble) == (None, "No consumer of `m` is alive.")
+        load_failures.leave(client, prefix, ("m",), "c4", "gone by now")
+        client.delete(keys.status("c4"))  # it expires
+        await fleet.refresh()
+        assert fleet.load_failure is None
 
 
 async def test_patience_with_consumers_is_little_with_redis(

@@ -1,0 +1,74 @@
+"""Why a consumer could not serve its model: left in Redis by the consumer, for those who look from afar.
+
+The reason itself stands under the consumer's status key and expires. A table outside the models' hash tags says which
+status key is the newest for a served name, so that it is found without a search through all keys, also while no
+consumer has ever announced the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from .keys import Keys, failures
+
+STATUS_TTL_S = 3600
+_MOST_SHOWN = 3
+
+
+def leave(redis: Redis, prefix: str, names: Sequence[str], consumer: str, reason: str) -> None:
+    """Say why a consumer ends without having served.
+
+    Args:
+        redis: a client of its own.
+        prefix: beginning of all keys.
+        names: the served names, the one that names the queue first.
+        consumer: its name in the group.
+        reason: one line.
+
+    Raises:
+        RedisError: Redis is not to be had.
+    """
+    status = Keys(prefix, names[0]).status(consumer)
+    redis.set(status, reason, ex=STATUS_TTL_S)
+    redis.hset(failures(prefix), mapping=dict.fromkeys(names, status))
+    redis.expire(failures(prefix), STATUS_TTL_S)
+
+
+def forget(redis: Redis, prefix: str, names: Sequence[str]) -> None:
+    """A consumer serves these names now: what was wrong before is no reason any more.
+
+    Raises:
+        RedisError: Redis is not to be had.
+    """
+    redis.hdel(failures(prefix), *names)
+
+
+def newest(redis: Redis, prefix: str, name: str) -> str | None:
+    """Why the last consumer of a served name could not serve it, or None where there is none such.
+
+    Raises:
+        RedisError: Redis is not to be had.
+    """
+    status: Any = redis.hget(failures(prefix), name)
+    reason: Any = redis.get(status) if status else None
+    return _text(reason)
+
+
+async def told(redis: AsyncRedis, prefix: str, name: str | None) -> str | None:
+    """The same for those who wait: of one served name, or of whatever failed where no name is asked for.
+
+    Raises:
+        RedisError: Redis is not to be had.
+    """
+    table: Any = await redis.hgetall(failures(prefix))
+    statuses = dict.fromkeys(status for failed, status in table.items() if name is None or failed.decode() == name)
+    reasons = [_text(await redis.get(status)) for status in list(statuses)[:_MOST_SHOWN]]
+    return " ".join(reason for reason in reasons if reason) or None
+
+
+def _text(reason: bytes | None) -> str | None:
+    return reason.decode(errors="replace") if reason is not None else None

@@ -1,75 +1,57 @@
 """Reads the recipe of a model from its files: what sentence-transformers wrote, or else what the architecture implies.
 
 What is not understood is an error, never a guess: a vector made another way than the model's authors meant looks just
-as good as a right one.
+as good as a right one. `docs/models.md` says of each file what is read of it.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from .architectures import (
+    check_architecture,
+    default_pooling,
+    has_position_table,
+    positions,
+    text_config,
+)
 from .errors import ModelLoadError
+from .head_files import Cut, Normalize, Step, read_steps, size_after
 from .jobs import TruncationSide
+from .json_files import boolean, integer, read_object, shown
 from .logs import get_logger
 from .models import ModelFiles
+from .module_files import Modules, read_modules
+from .prompt_files import read_model_settings
 from .recipe import Pooling, Recipe
 from .settings import Settings
+from .transformer_files import TransformerSettings, read_transformer_settings
 
 log = get_logger()
-
-_TRANSFORMER_CONFIGS = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-)
-"""Names the Transformer module's own settings have had, in the order sentence-transformers looks for them."""
 
 _POOLING_FLAG = "pooling_mode_"
 _POOLINGS = {
     "cls": Pooling.CLS,
-    "cls_token": Pooling.CLS,
+    "max": Pooling.MAX,
     "mean": Pooling.MEAN,
-    "mean_tokens": Pooling.MEAN,
+    "mean_sqrt_len_tokens": Pooling.MEAN_SQRT_LEN,
+    "weightedmean": Pooling.WEIGHTED_MEAN,
     "lasttoken": Pooling.LAST,
 }
-_MODULES = ("Transformer", "Pooling", "Normalize")
-_ARGUMENTS = (
-    *("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"),
-    *("processing_kwargs", "query_expansion"),
-)
-"""What a Transformer module may pass on to transformers; each could change the vectors."""
-_HARMLESS = {"attn_implementation", "dtype", "torch_dtype", "trust_remote_code", "use_safetensors"}
-
-# Only where nothing in the files says how to pool.
-_ENCODERS = frozenset(
-    (
-        *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert", "gte"),
-        *("mobilebert", "modernbert", "mpnet", "nomic_bert", "roberta", "roberta-prelayernorm", "xlm-roberta"),
-        *("xlm-roberta-xl",),
-    )
-)
-_DECODERS = frozenset(
-    (
-        *("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "olmo", "olmo2"),
-        *("opt", "phi", "phi3", "qwen2", "qwen3"),
-    )
-)
-# A table of positions ends somewhere; rotary and relative positions do not. The models of the second set count from
-# pad_token_id + 1 (transformers: RobertaEmbeddings.create_position_ids_from_input_ids).
-_TABLE_POSITIONS = frozenset(("albert", "bert", "distilbert", "electra", "ernie", "gpt2", "mobilebert"))
-_OFFSET_POSITIONS = frozenset(
-    ("camembert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
-)
-_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+_OLD_FLAGS = {
+    "cls_token": Pooling.CLS,
+    "max_tokens": Pooling.MAX,
+    "mean_tokens": Pooling.MEAN,
+    "mean_sqrt_len_tokens": Pooling.MEAN_SQRT_LEN,
+    "weightedmean_tokens": Pooling.WEIGHTED_MEAN,
+    "lasttoken": Pooling.LAST,
+}
+"""What the older form of the file has a flag for, in the order in which the vectors are put side by side."""
 _DIMENSION_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
 _NO_LIMIT = 10**9  # transformers writes 10^30 for "no limit"
+_INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
+"""Their files do not say that prompts are not pooled; sentence-transformers knows them by name."""
 
 
 def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
@@ -77,30 +59,56 @@ def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
 
     Args:
         files: where the model is.
-        settings: `pooling`, `max_model_len` and `matryoshka_dims` override the files.
+        settings: `pooling`, `normalize`, `default_prompt_name`, `max_model_len` and `matryoshka_dims` override the
+            files; `strict_recipe` refuses to pool by what is usual.
 
     Raises:
-        ModelLoadError: a file is missing or damaged, or says something that is not understood.
+        ModelLoadError: a file is missing or damaged, or says something that is not understood or not served.
     """
-    modules = _read_modules(files.path)
-    folder = transformer_folder(files.path)
-    config = _read_object(folder / "config.json")
-    own = _read_transformer_config(folder)
-    tokenizer = _read_object(folder / "tokenizer_config.json", missing_ok=True)
-    pooling_config = _read_object(files.path / modules["Pooling"] / "config.json") if "Pooling" in modules else {}
-    pooling, source = _pooling(files.path, modules, pooling_config, config, settings)
-    dimension = _dimension(folder, config)
+    modules = read_modules(files.path)
+    folder = modules.transformer
+    file = folder / "config.json"
+    own = read_transformer_settings(folder)
+    config = read_object(file)
+    check_architecture(file, config)
+    tokenizer = read_object(folder / "tokenizer_config.json", missing_ok=True)
+    whole = read_model_settings(files.path, config, settings.default_prompt_name, listed=modules.listed)
+    pooling, include_prompt, source = _pooling(modules, file, config, settings)
+    token_dimension = _required(file, config, _DIMENSION_KEYS)
+    steps, normalize = _steps(modules, whole.truncate_dim, pooling, token_dimension)
+    dimension = size_after(steps, len(pooling) * token_dimension, modules.file)
     return Recipe(
         max_length=_max_length(folder, config, own, tokenizer, settings.max_model_len),
         pooling=pooling,
-        normalize="Normalize" in modules if modules else True,
+        normalize=normalize if settings.normalize is None else settings.normalize,
         dimension=dimension,
-        vocab_size=_required(folder, config, ("vocab_size",)),
-        matryoshka_dims=_matryoshka_dims(folder, config, dimension, settings.matryoshka_dims),
+        vocab_size=_required(file, config, ("vocab_size",)),
+        matryoshka_dims=_matryoshka_dims(file, config, dimension, settings.matryoshka_dims),
         truncation_side=_truncation_side(folder, tokenizer),
-        do_lower_case=bool(own.get("do_lower_case", False)),
+        do_lower_case=own.do_lower_case,
+        token_dimension=0 if token_dimension == dimension else token_dimension,
+        prompts=whole.prompts,
+        default_prompt=whole.default_prompt,
+        include_prompt=include_prompt and settings.model not in _INSTRUCTORS,
+        similarity=whole.similarity,
+        head=", ".join(map(str, steps)),
         pooling_source=source,
     )
+
+
+def read_head(files: ModelFiles, recipe: Recipe) -> tuple[Step, ...]:
+    """What follows the pooling, without the last scaling to unit length, which `recipe.normalize` stands for.
+
+    Args:
+        files: where the model is.
+        recipe: the one of these files.
+
+    Raises:
+        ModelLoadError: as for `read_recipe`.
+    """
+    modules = read_modules(files.path)
+    whole = read_model_settings(files.path, {}, "", listed=modules.listed)
+    return _steps(modules, whole.truncate_dim, recipe.pooling, recipe.size(per_token=True))[0]
 
 
 def transformer_folder(path: Path) -> Path:
@@ -109,113 +117,81 @@ def transformer_folder(path: Path) -> Path:
     Raises:
         ModelLoadError: `modules.json` is damaged, or lists modules that are not supported.
     """
-    return path / _read_modules(path).get("Transformer", "")
+    return read_modules(path).transformer
 
 
-def _read_modules(path: Path) -> dict[str, str]:
-    """Class name -> folder of each module; empty without a `modules.json`."""
-    file = path / "modules.json"
-    if not file.is_file():
-        return {}
-    listed = _read_json(file)
-    modules: dict[str, str] = {}
-    try:
-        for module in listed:
-            package, _, name = str(module["type"]).rpartition(".")
-            if name not in _MODULES or package.partition(".")[0] != "sentence_transformers" or name in modules:
-                raise ModelLoadError(f"{file}: the module {module['type']!r} is not supported yet")
-            modules[name] = _folder_name(file, module["path"])
-    except (TypeError, KeyError) as error:
-        raise ModelLoadError(f"{file} is not a list of modules with a type and a path") from error
-    if tuple(modules) not in (_MODULES[:1], _MODULES[:2], _MODULES, (_MODULES[0], _MODULES[2])):
-        raise ModelLoadError(f"{file}: the modules {', '.join(modules)} in this order are not supported yet")
-    return modules
-
-
-def _folder_name(file: Path, value: object) -> str:
-    name = PurePosixPath(value) if isinstance(value, str) else None
-    if name is None or name.is_absolute() or ".." in name.parts:
-        raise ModelLoadError(f"{file}: the path {value!r} does not name a folder beside it")
-    return str(name)
-
-
-def _read_transformer_config(folder: Path) -> dict[str, Any]:
-    """The Transformer module's own settings; empty when there are none."""
-    file = next((folder / name for name in _TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
-    if file is None:
-        return {}
-    own = _read_object(file)
-    expected = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings"}
-    for key, value in expected.items():
-        if own.get(key, value) != value:
-            raise ModelLoadError(f"{file}: {key} {own[key]!r} is not supported yet")
-    for key in _ARGUMENTS:
-        arguments = own.get(key) or {}
-        if not isinstance(arguments, dict) or arguments.keys() - _HARMLESS:
-            raise ModelLoadError(f"{file}: {key} {arguments!r} is not supported yet")
-    return own
+def _steps(
+    modules: Modules, truncate_dim: int | None, pooling: tuple[Pooling, ...], token_dimension: int
+) -> tuple[tuple[Step, ...], bool]:
+    """(what is done after the pooling, whether the result is scaled to unit length)."""
+    steps = read_steps(modules.head)
+    normalize = not modules.listed  # the direction is that of sentence-transformers, which does not scale these
+    if steps and isinstance(steps[-1], Normalize):
+        steps, normalize = steps[:-1], True
+    if pooling == (Pooling.ALL,):
+        return (), normalize  # vectors of tokens are those before the pooling
+    if truncate_dim is not None and truncate_dim < size_after(steps, len(pooling) * token_dimension, modules.file):
+        # sentence-transformers cuts last, and does not scale again
+        steps, normalize = (*steps, *([Normalize()] if normalize else []), Cut(truncate_dim)), False
+    return steps, normalize
 
 
 def _pooling(
-    path: Path, modules: dict[str, str], pooling_config: dict[str, Any], config: dict[str, Any], settings: Settings
-) -> tuple[tuple[Pooling, ...], str]:
+    modules: Modules, config_file: Path, config: dict[str, Any], settings: Settings
+) -> tuple[tuple[Pooling, ...], bool, str]:
+    """(ways, whether the prompt is pooled, where that was found)."""
+    file = modules.pooling.file if modules.pooling is not None else modules.file
+    fields = read_object(file) if modules.pooling is not None else {}
+    include_prompt = boolean(file, fields, "include_prompt", default=True)
     if settings.pooling is not None:
-        return (Pooling(settings.pooling.value),), "override"
-    if not modules:
-        pooling = _architecture_pooling(path, config)
-        log.warning("model.pooling_assumed", path=str(path), pooling=pooling.value, reason="no modules.json")
-        return (pooling,), "architecture default"
-    if "Pooling" not in modules:
-        raise ModelLoadError(f"{path / 'modules.json'} has no Pooling module; set --pooling")
-    file = path / modules["Pooling"] / "config.json"
-    modes = _pooling_modes(file, pooling_config)
-    if len(modes) > 1:
-        raise ModelLoadError(f"{file}: several pooling modes at once ({', '.join(modes)}) are not supported yet")
-    if modes[0] not in _POOLINGS:
-        known = ", ".join(pooling.value for pooling in Pooling)
+        return (Pooling(settings.pooling.value),), include_prompt, "override"
+    if modules.pooling is not None:
+        return _pooling_modes(file, fields), include_prompt, "modules.json"
+    if modules.listed:
+        raise ModelLoadError(f"{modules.file} has no Pooling module; set --pooling")
+    pooling = default_pooling(config_file, config)
+    if settings.strict_recipe:
         raise ModelLoadError(
-            f"{file}: the pooling mode {modes[0]!r} is not supported yet; --pooling may choose another ({known})"
+            f"{config_file.parent} has no modules.json, and --strict-recipe forbids to pool it by what is usual "
+            f"({pooling}); say how with --pooling"
         )
-    return (_POOLINGS[modes[0]],), "modules.json"
+    log.warning("model.pooling_assumed", path=str(config_file.parent), pooling=pooling.value, reason="no modules.json")
+    return (pooling,), include_prompt, "architecture default"
 
 
-def _pooling_modes(file: Path, config: dict[str, Any]) -> list[str]:
-    """The modes switched on, in the newer form `pooling_mode` or the older one with a flag for each mode."""
-    mode = config.get("pooling_mode")
-    if mode is None:
-        flags = [name for name, value in config.items() if name.startswith(_POOLING_FLAG) and value is True]
-        # sentence-transformers takes the mean when no flag is set
-        return [name.removeprefix(_POOLING_FLAG) for name in flags] or ["mean"]
-    modes = [mode] if isinstance(mode, str) else mode
-    if not isinstance(modes, list) or not modes or not all(isinstance(each, str) for each in modes):
-        raise ModelLoadError(f"{file}: pooling_mode is {mode!r}, not the name of a mode")
-    return modes
+def _pooling_modes(file: Path, config: dict[str, Any]) -> tuple[Pooling, ...]:
+    """The ways that are switched on, in the newer form `pooling_mode` or the older one with a flag for each."""
+    if "pooling_mode" in config:
+        mode = config["pooling_mode"]
+        modes = [mode] if isinstance(mode, str) else mode
+        if not isinstance(modes, list) or not modes or not all(isinstance(each, str) for each in modes):
+            raise ModelLoadError(f"{file}: pooling_mode is {shown(mode)}, not the name of a mode")
+        return tuple(_named(file, each, _POOLINGS) for each in modes)
+    flags = [name.removeprefix(_POOLING_FLAG) for name, on in config.items() if name.startswith(_POOLING_FLAG) and on]
+    chosen = {_named(file, flag, _OLD_FLAGS) for flag in flags}
+    # sentence-transformers takes the mean when no flag is set
+    return tuple(pooling for pooling in _OLD_FLAGS.values() if pooling in chosen) or (Pooling.MEAN,)
 
 
-def _architecture_pooling(path: Path, config: dict[str, Any]) -> Pooling:
-    kind = config.get("model_type")
-    architectures = config.get("architectures")
-    architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
-    if kind in _DECODERS or architecture.endswith("ForCausalLM"):
-        return Pooling.LAST
-    if kind in _ENCODERS or architecture.endswith("ForMaskedLM"):
-        return Pooling.CLS
-    raise ModelLoadError(
-        f"{path} has no modules.json, and nothing says how a model of type {kind!r} is pooled; set --pooling"
-    )
+def _named(file: Path, name: str, known: dict[str, Pooling]) -> Pooling:
+    if name not in known:
+        raise ModelLoadError(
+            f"{file}: the pooling mode {shown(name)} is none of sentence-transformers' ({', '.join(_POOLINGS)}); "
+            "--pooling may choose another"
+        )
+    return known[name]
 
 
 def _max_length(
-    folder: Path, config: dict[str, Any], own: dict[str, Any], tokenizer: dict[str, Any], wanted: int | None
+    folder: Path, config: dict[str, Any], own: TransformerSettings, tokenizer: dict[str, Any], wanted: int | None
 ) -> int:
-    positions = _positions(folder, config)
-    table = config.get("model_type") in _TABLE_POSITIONS | _OFFSET_POSITIONS
+    end = positions(folder / "config.json", config)
     # What the authors chose counts, except past the end of a table of positions: there the model fails.
-    limits = [_integer(folder / "sentence_bert_config.json", own, "max_seq_length")]
-    if limits[0] is None:
-        limits = [_integer(folder / "tokenizer_config.json", tokenizer, "model_max_length"), positions]
-    elif table:
-        limits.append(positions)
+    limits = [own.max_length]
+    if own.max_length is None:
+        limits = [integer(folder / "tokenizer_config.json", tokenizer, "model_max_length"), end]
+    elif has_position_table(config):
+        limits.append(end)
     limit = min((each for each in limits if each is not None and 0 < each < _NO_LIMIT), default=None)
     if limit is None and wanted is None:
         raise ModelLoadError(f"the files in {folder} name no longest input; set --max-model-len")
@@ -224,30 +200,13 @@ def _max_length(
     return wanted or limit or 0
 
 
-def _positions(folder: Path, config: dict[str, Any]) -> int | None:
-    """The longest sequence the position embeddings were made for."""
-    parts = (config, _text_config(config))
-    values = (_integer(folder / "config.json", part, key) for part in parts for key in _POSITION_KEYS)
-    positions = next((value for value in values if value is not None and value > 0), None)
-    if positions is not None and config.get("model_type") in _OFFSET_POSITIONS:
-        pad = _integer(folder / "config.json", config, "pad_token_id")
-        return positions - (1 if pad is None else pad) - 1
-    return positions
-
-
-def _dimension(folder: Path, config: dict[str, Any]) -> int:
-    return _required(folder, config, _DIMENSION_KEYS)
-
-
-def _matryoshka_dims(
-    folder: Path, config: dict[str, Any], dimension: int, wanted: str | None
-) -> tuple[int, ...] | None:
+def _matryoshka_dims(file: Path, config: dict[str, Any], dimension: int, wanted: str | None) -> tuple[int, ...] | None:
     if wanted is None:
         listed = config.get("matryoshka_dimensions") or ()
         if not isinstance(listed, (list, tuple)) or not all(type(size) is int and size > 0 for size in listed):
-            raise ModelLoadError(f"{folder / 'config.json'}: matryoshka_dimensions is {listed!r}, not a list of sizes")
+            raise ModelLoadError(f"{file}: matryoshka_dimensions is {shown(listed)}, not a list of sizes")
         if listed:
-            return tuple(listed)
+            return tuple(size for size in listed if size <= dimension)
         return None if config.get("is_matryoshka") else ()
     if wanted in ("any", "off"):
         return None if wanted == "any" else ()
@@ -260,47 +219,15 @@ def _matryoshka_dims(
 def _truncation_side(folder: Path, tokenizer: dict[str, Any]) -> TruncationSide:
     side = tokenizer.get("truncation_side", "right")
     if side not in ("left", "right"):
-        raise ModelLoadError(f"{folder / 'tokenizer_config.json'}: truncation_side is {side!r}, neither left nor right")
+        file = folder / "tokenizer_config.json"
+        raise ModelLoadError(f"{file}: truncation_side is {shown(side)}, neither left nor right")
     return TruncationSide.LEFT if side == "left" else TruncationSide.RIGHT
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part about the text model in the configuration of one that reads more than text."""
-    part = config.get("text_config")
-    return part if isinstance(part, dict) else {}
-
-
-def _required(folder: Path, config: dict[str, Any], keys: tuple[str, ...]) -> int:
-    for part in (config, _text_config(config)):
+def _required(file: Path, config: dict[str, Any], keys: tuple[str, ...]) -> int:
+    for part in (config, text_config(config)):
         for key in keys:
-            value = _integer(folder / "config.json", part, key)
+            value = integer(file, part, key)
             if value is not None and value > 0:
                 return value
-    raise ModelLoadError(f"{folder / 'config.json'} has none of {', '.join(keys)}")
-
-
-def _integer(file: Path, fields: dict[str, Any], key: str) -> int | None:
-    value = fields.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ModelLoadError(f"{file}: {key} is {value!r}, not a number")
-    return int(value)
-
-
-def _read_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    if missing_ok and not file.is_file():
-        return {}
-    value = _read_json(file)
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{file} is damaged: it holds no JSON object")
-    return value
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelLoadError(f"{file} is missing") from error
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} is damaged: {error}") from error
+    raise ModelLoadError(f"{file} has none of {', '.join(keys)}")

@@ -51,6 +51,9 @@ class PoolingName(StrEnum):
     MEAN = "mean"
     LAST = "last"
     ALL = "all"
+    MAX = "max"
+    MEAN_SQRT_LEN = "mean_sqrt_len"
+    WEIGHTED_MEAN = "weighted_mean"
 
 
 class LongInputsName(StrEnum):
@@ -157,6 +160,25 @@ class Settings(BaseSettings):
     revision: str | None = _setting(None, "Branch, tag or commit of a Hub model.", *_MODEL)
     pooling: PoolingName | None = _setting(
         None, "Override the pooling of the model's files; `all` serves one vector for each token.", *_MODEL
+    )
+    strict_recipe: bool = _setting(
+        False,
+        "Refuse a model whose files do not say how it is pooled, unless `--pooling` does. Else it is pooled as its "
+        "architecture usually is, with a warning.",
+        *_MODEL,
+    )
+    normalize: bool | None = _setting(
+        None, "Override whether vectors are scaled to unit length when a request does not say.", *_MODEL
+    )
+    default_prompt_name: str | None = _setting(
+        None,
+        "Override which of the model's prompts is put before texts that come without a choice; empty for none.",
+        *_MODEL,
+    )
+    default_task: str | None = _setting(
+        None,
+        "Adapter of the model, by the task's name, for requests that choose none. Default: none, the bare model.",
+        *_MODEL,
     )
     max_model_len: int | None = _setting(
         None, "Longest input in tokens; it may only lower the model's own limit.", *_MODEL, ge=1

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,47 +7,17 @@ import structlog
 
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.jobs import TruncationSide
-from embedstream.shared.models import ModelFiles, locate
+from embedstream.shared.models import locate
 from embedstream.shared.recipe import Pooling, Recipe
-from embedstream.shared.recipe_files import read_recipe, transformer_folder
-from embedstream.shared.settings import PoolingName, Settings
+from embedstream.shared.recipe_files import read_head, transformer_folder
+from embedstream.shared.settings import PoolingName
 
-OLD = "sentence_transformers.models"
-NEW = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
-BERT = {"model_type": "bert", "hidden_size": 32, "vocab_size": 100, "max_position_embeddings": 64}
-Make = Callable[..., ModelFiles]
+from .made_files import BERT, OWN, WHOLE, Make, recipe_of
 
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Writes a model's JSON files; None leaves a file out."""
-
-    def write(
-        *,
-        modules: Any = ("Transformer", "Pooling", "Normalize"),
-        config: Any = BERT,
-        pooling: Any = {"pooling_mode": "cls"},  # noqa: B006 (never changed)
-        others: dict[str, Any] | None = None,
-        transformer: str = "",
-    ) -> ModelFiles:
-        if isinstance(modules, tuple):
-            paths = {"Transformer": transformer, "Pooling": "1_Pooling"}
-            modules = [
-                {"path": paths.get(name, name), "type": name if "." in name else f"{OLD}.{name}"} for name in modules
-            ]
-        contents = {f"{transformer}/config.json": config, "1_Pooling/config.json": pooling, "modules.json": modules}
-        for name, value in {**contents, **(others or {})}.items():
-            if value is not None:
-                path = tmp_path / name.lstrip("/")
-                path.parent.mkdir(exist_ok=True)
-                path.write_text(value if isinstance(value, str) else json.dumps(value))
-        return ModelFiles(tmp_path, "r")
-
-    return write
-
-
-def recipe_of(files: ModelFiles, **settings: Any) -> Recipe:
-    return read_recipe(files, Settings(**settings))
+TOKENIZER = "tokenizer_config.json"
+QWEN = {**BERT, "model_type": "qwen2"}
+ROBERTA = {**BERT, "model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1}
+DENSE = {"in_features": 32, "out_features": 8, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
 
 
 def test_minilm() -> None:
@@ -70,30 +37,39 @@ def test_minilm() -> None:
         ({"pooling_mode": "mean"}, (Pooling.MEAN,)),
         ({"pooling_mode": "cls"}, (Pooling.CLS,)),
         ({"pooling_mode": "lasttoken"}, (Pooling.LAST,)),
+        ({"pooling_mode": "max"}, (Pooling.MAX,)),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, (Pooling.MEAN_SQRT_LEN,)),
+        ({"pooling_mode": "weightedmean"}, (Pooling.WEIGHTED_MEAN,)),
         ({"pooling_mode": ["cls"]}, (Pooling.CLS,)),
+        ({"pooling_mode": ["mean", "cls"]}, (Pooling.MEAN, Pooling.CLS)),
         ({"pooling_mode": "cls", "pooling_mode_mean_tokens": True}, (Pooling.CLS,)),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, (Pooling.CLS,)),
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, (Pooling.MEAN,)),
         ({"pooling_mode_lasttoken": True, "include_prompt": True}, (Pooling.LAST,)),
+        ({"pooling_mode_max_tokens": True}, (Pooling.MAX,)),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, (Pooling.MEAN_SQRT_LEN,)),
+        ({"pooling_mode_weightedmean_tokens": True}, (Pooling.WEIGHTED_MEAN,)),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, (Pooling.CLS, Pooling.MEAN)),
+        ({"pooling_mode_new_tokens": False}, (Pooling.MEAN,)),
         ({"word_embedding_dimension": 32}, (Pooling.MEAN,)),
     ],
 )
 def test_pooling_modes(make: Make, config: dict[str, Any], expected: tuple[Pooling, ...]) -> None:
     recipe = recipe_of(make(pooling=config))
     assert (recipe.pooling, recipe.pooling_source) == (expected, "modules.json")
+    assert (recipe.dimension, recipe.size(per_token=True)) == (32 * len(expected), 32)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"pooling_mode": "max"}, "'max' is not supported yet"),
-        ({"pooling_mode": "weightedmean"}, "'weightedmean' is not supported yet"),
-        ({"pooling_mode_max_tokens": True}, "'max_tokens' is not supported yet"),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, "'mean_sqrt_len_tokens' is not supported yet"),
-        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls_token, mean_tokens"),
-        ({"pooling_mode": ["cls", "mean"]}, "several pooling modes at once"),
+        ({"pooling_mode": "attention"}, "the pooling mode 'attention' is none of"),
+        ({"pooling_mode": ["cls", "attention"]}, "the pooling mode 'attention' is none of"),
+        ({"pooling_mode_new_tokens": True}, "the pooling mode 'new_tokens' is none of"),
         ({"pooling_mode": 3}, "not the name of a mode"),
         ({"pooling_mode": []}, "not the name of a mode"),
+        ({"pooling_mode": None}, "not the name of a mode"),
+        ({"include_prompt": "no"}, "include_prompt is 'no', neither true nor false"),
         ([], "holds no JSON object"),
         (None, "1_Pooling/config.json is missing"),
     ],
@@ -103,44 +79,22 @@ def test_pooling_that_is_not_understood(make: Make, config: Any, message: str) -
         recipe_of(make(pooling=config))
 
 
-def test_newer_class_paths(make: Make) -> None:
-    base = "sentence_transformers.base.modules"
-    files = make(modules=(f"{base}.transformer.Transformer", NEW, f"{base}.normalize.Normalize"))
-    modules = json.loads((files.path / "modules.json").read_text())
-    for module, path in zip(modules, ("", "1_Pooling", "2_Normalize"), strict=True):
-        module["path"] = path
-    (files.path / "modules.json").write_text(json.dumps(modules))
-    recipe = recipe_of(files)
-    assert (recipe.pooling, recipe.normalize) == ((Pooling.CLS,), True)
+def test_prompts_may_be_left_out_of_the_pooling(make: Make) -> None:
+    assert recipe_of(make()).include_prompt is True
+    assert recipe_of(make(pooling={"pooling_mode": "mean", "include_prompt": False})).include_prompt is False
+
+
+def test_instructor_models_are_known_by_name(make: Make) -> None:
+    assert recipe_of(make(), model="hkunlp/instructor-large").include_prompt is False
 
 
 def test_without_normalize_vectors_stay_raw(make: Make) -> None:
     assert recipe_of(make(modules=("Transformer", "Pooling"))).normalize is False
 
 
-@pytest.mark.parametrize("name", ["Dense", "LayerNorm", "WeightedLayerPooling", "Router"])
-def test_other_modules_are_named(make: Make, name: str) -> None:
-    with pytest.raises(ModelLoadError, match=f"{name}' is not supported yet"):
-        recipe_of(make(modules=("Transformer", "Pooling", name)), pooling=PoolingName.MEAN)
-
-
-@pytest.mark.parametrize(
-    "modules", [("Pooling",), ("Pooling", "Transformer"), ("Transformer", "Normalize", "Pooling"), ()]
-)
-def test_modules_in_another_order(make: Make, modules: tuple[str, ...]) -> None:
-    with pytest.raises(ModelLoadError, match="in this order are not supported yet"):
-        recipe_of(make(modules=modules))
-
-
-def test_the_authors_own_code(make: Make) -> None:
-    modules = [{"type": "custom_st.Transformer", "path": ""}, {"type": f"{OLD}.Pooling", "path": "1_Pooling"}]
-    with pytest.raises(ModelLoadError, match=r"'custom_st\.Transformer' is not supported yet"):
-        recipe_of(make(modules=modules))
-
-
-def test_a_module_twice(make: Make) -> None:
-    with pytest.raises(ModelLoadError, match="Pooling' is not supported yet"):
-        recipe_of(make(modules=("Transformer", "Pooling", "Pooling")))
+def test_the_operator_overrides_the_scaling(make: Make) -> None:
+    assert recipe_of(make(modules=("Transformer", "Pooling")), normalize=True).normalize is True
+    assert recipe_of(make(), normalize=False).normalize is False
 
 
 def test_no_pooling_module(make: Make) -> None:
@@ -150,59 +104,99 @@ def test_no_pooling_module(make: Make) -> None:
     assert recipe_of(files, pooling=PoolingName.MEAN).pooling == (Pooling.MEAN,)
 
 
-@pytest.mark.parametrize("path", ["../elsewhere", "/etc", 3])
-def test_a_module_outside_the_folder(make: Make, path: object) -> None:
-    with pytest.raises(ModelLoadError, match="does not name a folder beside it"):
-        recipe_of(make(modules=[{"type": f"{OLD}.Transformer", "path": path}]))
-
-
-@pytest.mark.parametrize("modules", [[3], {"a": 1}, [{"type": f"{OLD}.Transformer"}], 7])
-def test_a_list_of_modules_that_is_none(make: Make, modules: Any) -> None:
-    with pytest.raises(ModelLoadError, match="not a list of modules"):
-        recipe_of(make(modules=modules))
-
-
 def test_the_operator_overrides_the_pooling(make: Make) -> None:
-    recipe = recipe_of(make(pooling={"pooling_mode": "max"}), pooling=PoolingName.ALL)
+    recipe = recipe_of(make(pooling={"pooling_mode": "attention"}), pooling=PoolingName.ALL)
     assert (recipe.pooling, recipe.pooling_source, recipe.normalize) == ((Pooling.ALL,), "override", True)
+
+
+def test_what_follows_the_pooling(make: Make) -> None:
+    modules = ("Transformer", "Pooling", "Dropout", "Dense", "Normalize", "Dropout")
+    files = make(modules=modules, others={"3_Dense/config.json": DENSE})
+    recipe = recipe_of(files)
+    assert (recipe.head, recipe.normalize) == ("dense 32>8 tanh", True)
+    assert (recipe.dimension, recipe.token_dimension) == (8, 32)
+    assert [str(step) for step in read_head(files, recipe)] == ["dense 32>8 tanh"]
+
+
+def test_a_normalize_that_is_not_the_last(make: Make) -> None:
+    modules = ("Transformer", "Pooling", "Normalize", "Dense")
+    recipe = recipe_of(make(modules=modules, others={"3_Dense/config.json": DENSE}))
+    assert (recipe.head, recipe.normalize) == ("normalize, dense 32>8 tanh", False)
+
+
+def test_a_step_that_does_not_fit(make: Make) -> None:
+    files = make(
+        modules=("Transformer", "Pooling", "Dense"),
+        pooling={"pooling_mode": ["cls", "mean"]},
+        others={"2_Dense/config.json": DENSE},
+    )
+    with pytest.raises(ModelLoadError, match=r"modules\.json: 2_Dense takes 32 components, but gets 64"):
+        recipe_of(files)
+    assert recipe_of(files, pooling=PoolingName.CLS).dimension == 8
+
+
+def test_vectors_of_tokens_are_those_before_the_pooling(make: Make) -> None:
+    modules = ("Transformer", "Pooling", "Dense")
+    files = make(modules=modules, others={"2_Dense/config.json": DENSE, WHOLE: {"truncate_dim": 4}})
+    recipe = recipe_of(files, pooling=PoolingName.ALL)
+    assert (recipe.head, recipe.dimension, recipe.per_token) == ("", 32, True)
+    assert read_head(files, recipe) == ()
+
+
+def test_vectors_that_the_authors_cut_are_not_scaled_again(make: Make) -> None:
+    files = make(others={WHOLE: {"truncate_dim": 12}})
+    recipe = recipe_of(files)
+    assert (recipe.dimension, recipe.normalize, recipe.head) == (12, False, "normalize, cut to 12")
+    assert len(read_head(files, recipe)) == 2
+    assert recipe_of(files, normalize=True).normalize is True
+
+
+def test_cutting_to_more_than_there_is(make: Make) -> None:
+    recipe = recipe_of(make(others={WHOLE: {"truncate_dim": 32}}))
+    assert (recipe.dimension, recipe.normalize, recipe.head) == (32, True, "")
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"model_type": "bert"}, (Pooling.CLS,)),
-        ({"model_type": "qwen2"}, (Pooling.LAST,)),
-        ({"model_type": "new-kind", "architectures": ["NewForCausalLM"]}, (Pooling.LAST,)),
-        ({"model_type": "new-kind", "architectures": ["NewForMaskedLM"]}, (Pooling.CLS,)),
+        ({"model_type": "bert"}, (Pooling.MEAN,)),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, (Pooling.MEAN,)),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}, (Pooling.LAST,)),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "is_causal": False}, (Pooling.MEAN,)),
+        ({"model_type": "qwen2", "architectures": ["Qwen2Model"]}, (Pooling.MEAN,)),
     ],
 )
 def test_the_architectures_default_with_a_warning(
     make: Make, config: dict[str, Any], expected: tuple[Pooling, ...]
 ) -> None:
+    files = make(modules=None, config={**BERT, **config})
     with structlog.testing.capture_logs() as logs:
-        recipe = recipe_of(make(modules=None, config={**BERT, **config}))
+        recipe = recipe_of(files)
     assert (recipe.pooling, recipe.pooling_source, recipe.normalize) == (expected, "architecture default", True)
     assert [(line["event"], line["log_level"]) for line in logs] == [("model.pooling_assumed", "warning")]
+    assert read_head(files, recipe) == ()
 
 
-def test_no_default_for_an_unknown_architecture(make: Make) -> None:
-    files = make(modules=None, config={**BERT, "model_type": "new-kind"})
-    with pytest.raises(ModelLoadError, match="'new-kind' is pooled; set --pooling"):
+def test_no_default_where_none_is_wanted(make: Make) -> None:
+    files = make(modules=None)
+    with pytest.raises(ModelLoadError, match=r"--strict-recipe .*\(mean\); say how with --pooling"):
+        recipe_of(files, strict_recipe=True)
+    recipe = recipe_of(files, strict_recipe=True, pooling=PoolingName.CLS)
+    assert (recipe.pooling, recipe.pooling_source) == ((Pooling.CLS,), "override")
+
+
+@pytest.mark.parametrize("kind", ["new-kind", None, 3, ["bert"]])
+def test_no_default_for_an_unknown_architecture(make: Make, kind: object) -> None:
+    files = make(modules=None, config={**BERT, "model_type": kind, "architectures": ["NewForMaskedLM"]})
+    with pytest.raises(ModelLoadError, match=r"of type .* is pooled; set --pooling"):
         recipe_of(files)
     assert recipe_of(files, pooling=PoolingName.LAST).pooling == (Pooling.LAST,)
-
-
-OWN, TOKENIZER = "sentence_bert_config.json", "tokenizer_config.json"
-QWEN = {**BERT, "model_type": "qwen2"}
-ROBERTA = {**BERT, "model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1}
 
 
 @pytest.mark.parametrize(
     ("config", "others", "expected"),
     [
         (BERT, {OWN: {"max_seq_length": 48}, TOKENIZER: {"model_max_length": 32}}, 48),
-        (BERT, {"sentence_xlnet_config.json": {"max_seq_length": 40}}, 40),
-        (BERT, {OWN: {"max_seq_length": 48}, "sentence_roberta_config.json": {"max_seq_length": 40}}, 48),
         (BERT, {OWN: {"max_seq_length": None}, TOKENIZER: {"model_max_length": 32}}, 32),
         (BERT, {OWN: {"max_seq_length": 512}}, 64),
         (QWEN, {OWN: {"max_seq_length": 512}}, 512),
@@ -261,6 +255,7 @@ def test_truncation_side(make: Make, side: str, expected: TruncationSide) -> Non
         ({"is_matryoshka": False}, None, ()),
         ({"is_matryoshka": True}, None, None),
         ({"matryoshka_dimensions": [8, 16]}, None, (8, 16)),
+        ({"matryoshka_dimensions": [8, 64]}, None, (8,)),
         ({"is_matryoshka": True, "matryoshka_dimensions": [8]}, None, (8,)),
         ({"matryoshka_dimensions": [8, 16]}, "any", None),
         ({"matryoshka_dimensions": [8, 16]}, "off", ()),
@@ -280,41 +275,14 @@ def test_matryoshka_sizes_that_cannot_be(make: Make) -> None:
         recipe_of(make(config={**BERT, "matryoshka_dimensions": ["8"]}))
 
 
-@pytest.mark.parametrize(
-    "own",
-    [
-        {"transformer_task": "fill-mask"},
-        {"module_output_name": "sentence_embedding"},
-        {"config_args": {"is_causal": False}},
-        {"tokenizer_args": {"padding_side": "left"}},
-        {"model_args": 3},
-        {"query_expansion": {"length": 32}},
-    ],
-)
-def test_settings_of_the_transformer_module_that_are_not_understood(make: Make, own: dict[str, Any]) -> None:
-    with pytest.raises(ModelLoadError, match=f"{next(iter(own))} .* is not supported yet"):
-        recipe_of(make(others={OWN: own}))
-
-
-def test_settings_of_the_transformer_module_that_change_no_vector(make: Make) -> None:
-    text = {"method": "forward", "method_output_name": "last_hidden_state"}
-    own = {
-        "transformer_task": "feature-extraction",
-        "modality_config": {"text": text},
-        "module_output_name": "token_embeddings",
-        "unpad_inputs": None,
-        "model_args": {"attn_implementation": "sdpa", "torch_dtype": "bfloat16"},
-    }
-    assert recipe_of(make(others={OWN: own})).max_length == 64
-
-
-@pytest.mark.parametrize("name", ["config.json", "modules.json", "1_Pooling/config.json", OWN, TOKENIZER])
-@pytest.mark.parametrize("content", ["{", "\udcff", "3"])
+@pytest.mark.parametrize("name", ["config.json", "modules.json", "1_Pooling/config.json", OWN, TOKENIZER, WHOLE])
+@pytest.mark.parametrize("content", ["{", "\udcff", "3", "[" * 100_000])
 def test_damaged_files_are_named(make: Make, name: str, content: str) -> None:
     files = make()
     (files.path / name).write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ModelLoadError, match=name):
+    with pytest.raises(ModelLoadError, match=name) as caught:
         recipe_of(files)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -336,3 +304,18 @@ def test_a_configuration_that_says_too_little(make: Make, config: Any, message: 
 def test_a_truncation_side_that_is_none(make: Make) -> None:
     with pytest.raises(ModelLoadError, match="neither left nor right"):
         recipe_of(make(others={TOKENIZER: {"truncation_side": "middle"}}))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "instead"),
+    [
+        ("XLMRobertaForSequenceClassification", "TEI's /rerank"),
+        ("BertForTokenClassification", "a classifier of tokens"),
+        ("BertForQuestionAnswering", "a classifier of tokens"),
+        ("HF_ColBERT", "PyLate"),
+    ],
+)
+def test_models_that_have_no_vectors(make: Make, architecture: str, instead: str) -> None:
+    files = make(modules=None, config={**BERT, "architectures": [architecture]})
+    with pytest.raises(ModelLoadError, match=f"config.json: by its architecture '{architecture}' .*{instead}"):
+        recipe_of(files, pooling=PoolingName.CLS)

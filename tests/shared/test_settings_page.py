@@ -25,7 +25,7 @@ def test_bounds_in_words(name: str, words: str) -> None:
 
 def test_choices_and_defaults() -> None:
     assert choices_of("dtype") == ["auto", "float32", "float16", "bfloat16"]
-    assert choices_of("pooling") == ["cls", "mean", "last", "all"]
+    assert choices_of("long_inputs") == ["error", "truncate", "chunk"]
     assert choices_of("auto_truncate") == ["true", "false"]
     assert choices_of("port") == []
     assert (default_of("auto_truncate"), default_of("log_level"), default_of("api_key")) == ("false", "info", None)

@@ -17,6 +17,7 @@ from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorType
 
+from .arguments import RequestOptions
 from .client import Producer
 from .failures import InputFailure
 from .request import EmbeddedSlice, Embeddings, Options, Prepared
@@ -37,6 +38,7 @@ __all__ = [
     "Overloaded",
     "Prepared",
     "Producer",
+    "RequestOptions",
     "ResultNotFound",
     "ResultTimeout",
     "ServerNotFound",

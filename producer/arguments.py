@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,32 @@ MAX_TIMEOUT_S = 30 * 86_400
 MAX_RESULT_TTL_S = 2**31
 
 Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class RequestOptions(TypedDict, total=False):
+    """What may be asked of any request, by keyword; what is left out is as it is said here.
+
+    Args:
+        normalize: scale to unit length; None does what the model does.
+        dtype: number format of the result, also on the queue; float32 unless asked otherwise.
+        truncate_prompt_tokens: cut inputs to this many tokens; -1 for the model's limit, None cuts none.
+        truncation_side: `left` or `right`, the end of the finished sequence that loses tokens; None keeps the special
+            tokens and cuts where the model's own tokenizer does.
+        long_inputs: what becomes of inputs longer than the model reads, when none are to be cut: `error`, `truncate`,
+            or `chunk` to embed them piece by piece; None for the setting.
+        add_special_tokens: for texts: whether the tokenizer adds [CLS] and its like, which it does.
+        lane: `interactive`, or `bulk` for work that can wait.
+        timeout_s: seconds until nobody wants the result any more; None for the setting `request_timeout_s`.
+    """
+
+    normalize: bool | None
+    dtype: VectorType | str
+    truncate_prompt_tokens: int | None
+    truncation_side: str | None
+    long_inputs: LongInputsName | str | None
+    add_special_tokens: bool
+    lane: Lane | str
+    timeout_s: float | None
 
 
 def options_of(

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,14 @@ from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
 from embedstream.shared.errors import InvalidInput, Misconfigured, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
-from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
-from embedstream.shared.options import VectorType
 from embedstream.shared.runfile import the_only_live
 from embedstream.shared.settings import LongInputsName, Settings
 from embedstream.shared.settings_page import read_environment
 from embedstream.shared.urls import REDIS_SCHEMES, without_password
 
 from .admission import Undelivered
-from .arguments import MAX_RESULT_TTL_S, listed, options_of
+from .arguments import MAX_RESULT_TTL_S, RequestOptions, listed, options_of
 from .arrival import end_the_forlorn
 from .assemble import split_by_input
 from .by_id import RequestsById
@@ -150,34 +148,14 @@ class Producer:
         await self._redis.aclose()
 
     async def embed(
-        self,
-        inputs: str | Inputs,
-        *,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        truncate_prompt_tokens: int | None = None,
-        truncation_side: str | None = None,
-        long_inputs: LongInputsName | str | None = None,
-        add_special_tokens: bool = True,
-        lane: Lane | str = Lane.INTERACTIVE,
-        timeout_s: float | None = None,
+        self, inputs: str | Inputs, *, dimensions: int | None = None, **options: Unpack[RequestOptions]
     ) -> NDArray[Any]:
         """One vector for each input.
 
         Args:
             inputs: texts or token ids; a single text counts as a list of one.
             dimensions: keep this many components (Matryoshka), then normalise; None keeps all.
-            normalize: scale to unit length; None does what the model does.
-            dtype: number format of the result, also on the queue.
-            truncate_prompt_tokens: cut inputs to this many tokens; -1 for the model's limit, None cuts none.
-            truncation_side: `left` or `right`, the end of the finished sequence that loses tokens; None keeps the
-                special tokens and cuts where the model's own tokenizer does.
-            long_inputs: what becomes of inputs longer than the model reads, when none are to be cut: `error`,
-                `truncate`, or `chunk` to embed them piece by piece; None for the setting.
-            add_special_tokens: for texts: whether the tokenizer adds [CLS] and its like.
-            lane: `interactive`, or `bulk` for work that can wait.
-            timeout_s: seconds to wait for the result.
+            **options: as `RequestOptions` says.
 
         Returns:
             (inputs, dim) of `dtype`, float32 unless asked otherwise.
@@ -187,36 +165,15 @@ class Producer:
             Overloaded, Unavailable: not accepted; worth a retry later.
             ResultTimeout, JobFailed: accepted, but there is no result.
         """
-        options = self._options(
-            dimensions=dimensions,
-            normalize=normalize,
-            dtype=dtype,
-            truncate_prompt_tokens=truncate_prompt_tokens,
-            truncation_side=truncation_side,
-            long_inputs=long_inputs,
-            add_special_tokens=add_special_tokens,
-            lane=lane,
-            timeout_s=timeout_s,
-        )
+        asked = self._options(dimensions=dimensions, **options)
         items = listed(inputs)
         if len(items) == 0:
-            recipe = (await self.fleet.live(self._timeout_s(options))).card.recipe
-            return np.empty((0, dimensions or recipe.dimension), options.vectors.dtype.numpy)
-        result = await self.run(await self.prepare(items, options))
+            recipe = (await self.fleet.live(self._timeout_s(asked))).card.recipe
+            return np.empty((0, dimensions or recipe.dimension), asked.vectors.dtype.numpy)
+        result = await self.run(await self.prepare(items, asked))
         return result.vectors.copy()  # the buffer of a reply is read-only
 
-    async def embed_tokens(
-        self,
-        inputs: str | Inputs,
-        *,
-        normalize: bool | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        truncate_prompt_tokens: int | None = None,
-        truncation_side: str | None = None,
-        long_inputs: LongInputsName | str | None = None,
-        lane: Lane | str = Lane.INTERACTIVE,
-        timeout_s: float | None = None,
-    ) -> list[NDArray[Any]]:
+    async def embed_tokens(self, inputs: str | Inputs, **options: Unpack[RequestOptions]) -> list[NDArray[Any]]:
         """One vector for each token of each input (late interaction, ColBERT).
 
         Arguments and errors are those of `embed`.
@@ -224,35 +181,15 @@ class Producer:
         Returns:
             For each input (tokens, dim) of `dtype`, special tokens included.
         """
-        options = self._options(
-            normalize=normalize,
-            dtype=dtype,
-            per_token=True,
-            truncate_prompt_tokens=truncate_prompt_tokens,
-            truncation_side=truncation_side,
-            long_inputs=long_inputs,
-            lane=lane,
-            timeout_s=timeout_s,
-        )
+        asked = self._options(per_token=True, **options)
         items = listed(inputs)
         if len(items) == 0:
             return []
-        result = await self.run(await self.prepare(items, options))
+        result = await self.run(await self.prepare(items, asked))
         return [matrix.copy() for matrix in split_by_input(result.vectors, result.tokens)]
 
     async def stream(
-        self,
-        inputs: Inputs,
-        *,
-        dimensions: int | None = None,
-        normalize: bool | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
-        truncate_prompt_tokens: int | None = None,
-        truncation_side: str | None = None,
-        long_inputs: LongInputsName | str | None = None,
-        add_special_tokens: bool = True,
-        lane: Lane | str = Lane.INTERACTIVE,
-        timeout_s: float | None = None,
+        self, inputs: Inputs, *, dimensions: int | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncGenerator[EmbeddedSlice, None]:
         """The vectors piece by piece, as they finish; in the order of the inputs where some are embedded in pieces.
 
@@ -261,22 +198,12 @@ class Producer:
         Yields:
             Slices that together cover every input once.
         """
-        options = self._options(
-            dimensions=dimensions,
-            normalize=normalize,
-            dtype=dtype,
-            truncate_prompt_tokens=truncate_prompt_tokens,
-            truncation_side=truncation_side,
-            long_inputs=long_inputs,
-            add_special_tokens=add_special_tokens,
-            lane=lane,
-            timeout_s=timeout_s,
-        )
+        asked = self._options(dimensions=dimensions, **options)
         items = listed(inputs)
         if len(items) == 0:
             return
-        prepared = await self.prepare(items, options)
-        with counted(options.lane):
+        prepared = await self.prepare(items, asked)
+        with counted(asked.lane):
             async with aclosing(self._slices(self._exchange.as_they_come, prepared)) as slices:
                 async for piece in slices:
                     yield piece
@@ -286,17 +213,10 @@ class Producer:
         inputs: str | Inputs,
         *,
         dimensions: int | None = None,
-        normalize: bool | None = None,
-        dtype: VectorType | str = VectorType.FLOAT32,
         per_token: bool = False,
-        truncate_prompt_tokens: int | None = None,
-        truncation_side: str | None = None,
-        long_inputs: LongInputsName | str | None = None,
-        add_special_tokens: bool = True,
-        lane: Lane | str = Lane.INTERACTIVE,
-        timeout_s: float | None = None,
         result_ttl_s: int | None = None,
         request_id: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> str:
         """Hand work over without waiting for it: `result` gets the vectors, in this process or another.
 
@@ -307,17 +227,10 @@ class Producer:
         Args:
             inputs: as for `embed`.
             dimensions: as for `embed`.
-            normalize: as for `embed`.
-            dtype: as for `embed`.
             per_token: one vector for each token, as `embed_tokens` gives them.
-            truncate_prompt_tokens: as for `embed`.
-            truncation_side: as for `embed`.
-            long_inputs: as for `embed`.
-            add_special_tokens: as for `embed`.
-            lane: as for `embed`.
-            timeout_s: seconds after which nobody wants the result any more; None for the setting `request_timeout_s`.
             result_ttl_s: how long the result is kept beyond that; None for the setting.
             request_id: 32 hexadecimal digits of your own, unique for ever; None makes them.
+            **options: as `RequestOptions` says.
 
         Returns:
             The request's id, 32 hexadecimal digits.
@@ -327,26 +240,15 @@ class Producer:
             Overloaded, ResultTimeout: refused, or its time was over too soon; nothing was queued.
             Unavailable: not confirmed; worth another try under the same id.
         """
-        options = self._options(
-            dimensions=dimensions,
-            normalize=normalize,
-            dtype=dtype,
-            per_token=per_token,
-            truncate_prompt_tokens=truncate_prompt_tokens,
-            truncation_side=truncation_side,
-            long_inputs=long_inputs,
-            add_special_tokens=add_special_tokens,
-            lane=lane,
-            timeout_s=timeout_s,
-        )
+        asked = self._options(dimensions=dimensions, per_token=per_token, **options)
         name = os.urandom(16) if request_id is None else read_id(request_id)
         ttl_s = self._settings.result_ttl_s if result_ttl_s is None else result_ttl_s
         if not (isinstance(ttl_s, int) and 1 <= ttl_s <= MAX_RESULT_TTL_S):
             message = f"result_ttl_s is {ttl_s}; it must be a whole number from 1 to {MAX_RESULT_TTL_S}."
             raise InvalidInput(message, param="result_ttl_s")
-        prepared = await self.prepare(listed(inputs), options)
-        timeout_s, deadline_s = self._timeout_s(options), self._deadline_s(prepared)
-        with counted(options.lane, until_result=False):
+        prepared = await self.prepare(listed(inputs), asked)
+        timeout_s, deadline_s = self._timeout_s(asked), self._deadline_s(prepared)
+        with counted(asked.lane, until_result=False):
             await self._by_id.store(prepared, name, timeout_s=timeout_s, result_ttl_s=ttl_s, deadline_s=deadline_s)
         return name.hex()
 
@@ -476,7 +378,7 @@ class Producer:
                 async for piece in slices:
                     yield piece
 
-    def _options(self, *, long_inputs: LongInputsName | str | None, **others: Any) -> Options:
+    def _options(self, *, long_inputs: LongInputsName | str | None = None, **others: Any) -> Options:
         policy = self._settings.long_inputs_policy if long_inputs is None else long_inputs
         return options_of(long_inputs=policy, **others)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedstream.producer import LongInputs, Options, Producer, SyncProducer, VectorType
+from embedstream.producer import LongInputs, Options, Producer, RequestOptions, SyncProducer, VectorType
+from embedstream.producer.arguments import options_of
 from embedstream.producer.prepare import MAX_WHOLE_CHARS
 from embedstream.shared.errors import InputTooLong, InvalidInput, JobFailed
 from embedstream.shared.jobs import MAX_INPUTS, MAX_TOKENS, Job
@@ -245,12 +247,13 @@ async def test_a_text_beyond_all_bounds_is_not_tokenised(settings: Settings, stu
         assert prepared.n_tokens == 20_002
 
 
+def test_what_may_be_asked_of_a_request_is_what_options_are_made_of() -> None:
+    taken = signature(options_of).parameters
+    assert set(RequestOptions.__annotations__) < set(taken)
+    assert {"truncation_side", "long_inputs"} <= set(RequestOptions.__annotations__)
+
+
 def test_the_blocking_producer_takes_the_same_options(settings: Settings) -> None:
-    names = set(Producer.embed.__kwdefaults__ or {})
-    assert {"truncation_side", "long_inputs"} <= names
-    for method in (Producer.stream, Producer.submit):
-        assert names <= set(method.__kwdefaults__ or {})
-    assert {"truncation_side", "long_inputs"} <= set(Producer.embed_tokens.__kwdefaults__ or {})
     with SyncProducer(settings=settings) as producer, pytest.raises(InvalidInput, match="choose from"):
         producer.embed("a", long_inputs="no such policy")
 

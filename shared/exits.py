@@ -3,6 +3,7 @@
 | code | meaning |
 | --- | --- |
 | 0 | done, or stopped as asked |
+| 1 | `doctor` found a fault: the model can be served, but a check failed |
 | 2 | a flag or an environment variable has a wrong name or value |
 | 65 | the input cannot be embedded as it stands |
 | 69 | something needed is not there: no running server, no consumer, a port or data folder in use, no Valkey |
@@ -29,6 +30,7 @@ from .errors import (
 )
 
 OK = os.EX_OK
+FOUND_FAULTS = 1
 USAGE = 2
 """What typer ends with on a wrong flag; ours do the same."""
 UNAVAILABLE = os.EX_UNAVAILABLE

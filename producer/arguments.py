@@ -11,6 +11,7 @@ from embedstream.shared.errors import InvalidInput
 from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions, VectorType
+from embedstream.shared.recipe import NO_PROMPT, ROLE
 from embedstream.shared.settings import LongInputsName
 
 from .request import Inputs, Options
@@ -36,6 +37,7 @@ class RequestOptions(TypedDict, total=False):
         add_special_tokens: for texts: whether the tokenizer adds [CLS] and its like, which it does.
         lane: `interactive`, or `bulk` for work that can wait.
         timeout_s: seconds until nobody wants the result any more; None for the setting `request_timeout_s`.
+        task: name of the model's adapter that computes the vectors; None for that of the `input_type`, or its default.
     """
 
     normalize: bool | None
@@ -46,6 +48,7 @@ class RequestOptions(TypedDict, total=False):
     add_special_tokens: bool
     lane: Lane | str
     timeout_s: float | None
+    task: str | None
 
 
 def options_of(
@@ -60,6 +63,9 @@ def options_of(
     timeout_s: float | None = None,
     truncation_side: str | None = None,
     long_inputs: LongInputsName | str = LongInputsName.ERROR,
+    prompt_name: str | None = None,
+    input_type: str | None = None,
+    task: str | None = None,
 ) -> Options:
     """The options of a request, as `Producer.embed` and its like are told them.
 
@@ -79,6 +85,8 @@ def options_of(
         timeout_s,
         LongInputs[_choice(LongInputsName, long_inputs, "long_inputs").name],
         TruncationSide.MODEL if truncation_side is None else _side(truncation_side),
+        prompt=_prompt(prompt_name, input_type),
+        adapter=_name(task, "task") or "",
     )
 
 
@@ -87,6 +95,24 @@ def listed(inputs: str | Inputs) -> Inputs:
     if isinstance(inputs, str):
         return [inputs]
     return inputs if isinstance(inputs, (list, tuple, np.ndarray)) else list(inputs)  # type: ignore[return-value] # same items
+
+
+def _prompt(prompt_name: str | None, input_type: str | None) -> str:
+    """What `Recipe.prompt_of` takes."""
+    name, role = _name(prompt_name, "prompt_name"), _name(input_type, "input_type")
+    if role is not None:
+        if name is not None:
+            raise InvalidInput("prompt_name and input_type both choose a prompt: give one of them.", param="input_type")
+        return ROLE + role
+    if name is not None and (name == NO_PROMPT or name.startswith(ROLE)):
+        raise InvalidInput(f"No prompt is named {NO_PROMPT!r}, and none begins with {ROLE!r}.", param="prompt_name")
+    return "" if name is None else name or NO_PROMPT
+
+
+def _name(value: str | None, param: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidInput(f"{param} is {value!r}; a name is a text.", param=param)
+    return value
 
 
 def _side(value: str) -> TruncationSide:

@@ -148,13 +148,23 @@ class Producer:
         await self._redis.aclose()
 
     async def embed(
-        self, inputs: str | Inputs, *, dimensions: int | None = None, **options: Unpack[RequestOptions]
+        self,
+        inputs: str | Inputs,
+        *,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+        input_type: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> NDArray[Any]:
         """One vector for each input.
 
         Args:
             inputs: texts or token ids; a single text counts as a list of one.
             dimensions: keep this many components (Matryoshka), then normalise; None keeps all.
+            prompt_name: which of the model's prompts is put before each text; None for its default, if it has one, ""
+                for none. Token ids get none: they begin with a prompt already, or go without.
+            input_type: what the texts are, instead of a prompt's name: `query`, `document` or what else the model has a
+                prompt or an adapter for.
             **options: as `RequestOptions` says.
 
         Returns:
@@ -165,15 +175,42 @@ class Producer:
             Overloaded, Unavailable: not accepted; worth a retry later.
             ResultTimeout, JobFailed: accepted, but there is no result.
         """
-        asked = self._options(dimensions=dimensions, **options)
+        asked = self._options(dimensions=dimensions, prompt_name=prompt_name, input_type=input_type, **options)
+        return await self._embed(inputs, asked)
+
+    async def embed_query(
+        self, inputs: str | Inputs, *, dimensions: int | None = None, **options: Unpack[RequestOptions]
+    ) -> NDArray[Any]:
+        """One vector for each query of a search, as `encode_query` of sentence-transformers gives them.
+
+        Each text gets the prompt that the model has for queries, and the model's adapter for them computes it. A model
+        without either makes of a query what `embed` makes of it. Arguments, result and errors are those of `embed`.
+        """
+        return await self._embed(inputs, self._options(dimensions=dimensions, input_type="query", **options))
+
+    async def embed_document(
+        self, inputs: str | Inputs, *, dimensions: int | None = None, **options: Unpack[RequestOptions]
+    ) -> NDArray[Any]:
+        """One vector for each text that is to be found; with the model's prompt and adapter for those, as above."""
+        return await self._embed(inputs, self._options(dimensions=dimensions, input_type="document", **options))
+
+    async def _embed(self, inputs: str | Inputs, options: Options) -> NDArray[Any]:
         items = listed(inputs)
         if len(items) == 0:
-            recipe = (await self.fleet.live(self._timeout_s(asked))).card.recipe
-            return np.empty((0, dimensions or recipe.dimension), asked.vectors.dtype.numpy)
-        result = await self.run(await self.prepare(items, asked))
+            recipe = (await self.fleet.live(self._timeout_s(options))).card.recipe
+            size = options.vectors.dimensions or recipe.size(per_token=False)
+            return np.empty((0, size), options.vectors.dtype.numpy)
+        result = await self.run(await self.prepare(items, options))
         return result.vectors.copy()  # the buffer of a reply is read-only
 
-    async def embed_tokens(self, inputs: str | Inputs, **options: Unpack[RequestOptions]) -> list[NDArray[Any]]:
+    async def embed_tokens(
+        self,
+        inputs: str | Inputs,
+        *,
+        prompt_name: str | None = None,
+        input_type: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[NDArray[Any]]:
         """One vector for each token of each input (late interaction, ColBERT).
 
         Arguments and errors are those of `embed`.
@@ -181,7 +218,7 @@ class Producer:
         Returns:
             For each input (tokens, dim) of `dtype`, special tokens included.
         """
-        asked = self._options(per_token=True, **options)
+        asked = self._options(per_token=True, prompt_name=prompt_name, input_type=input_type, **options)
         items = listed(inputs)
         if len(items) == 0:
             return []
@@ -189,7 +226,13 @@ class Producer:
         return [matrix.copy() for matrix in split_by_input(result.vectors, result.tokens)]
 
     async def stream(
-        self, inputs: Inputs, *, dimensions: int | None = None, **options: Unpack[RequestOptions]
+        self,
+        inputs: Inputs,
+        *,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+        input_type: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[EmbeddedSlice, None]:
         """The vectors piece by piece, as they finish; in the order of the inputs where some are embedded in pieces.
 
@@ -198,7 +241,7 @@ class Producer:
         Yields:
             Slices that together cover every input once.
         """
-        asked = self._options(dimensions=dimensions, **options)
+        asked = self._options(dimensions=dimensions, prompt_name=prompt_name, input_type=input_type, **options)
         items = listed(inputs)
         if len(items) == 0:
             return
@@ -213,6 +256,8 @@ class Producer:
         inputs: str | Inputs,
         *,
         dimensions: int | None = None,
+        prompt_name: str | None = None,
+        input_type: str | None = None,
         per_token: bool = False,
         result_ttl_s: int | None = None,
         request_id: str | None = None,
@@ -227,6 +272,8 @@ class Producer:
         Args:
             inputs: as for `embed`.
             dimensions: as for `embed`.
+            prompt_name: as for `embed`.
+            input_type: as for `embed`.
             per_token: one vector for each token, as `embed_tokens` gives them.
             result_ttl_s: how long the result is kept beyond that; None for the setting.
             request_id: 32 hexadecimal digits of your own, unique for ever; None makes them.
@@ -240,7 +287,9 @@ class Producer:
             Overloaded, ResultTimeout: refused, or its time was over too soon; nothing was queued.
             Unavailable: not confirmed; worth another try under the same id.
         """
-        asked = self._options(dimensions=dimensions, per_token=per_token, **options)
+        asked = self._options(
+            dimensions=dimensions, prompt_name=prompt_name, input_type=input_type, per_token=per_token, **options
+        )
         name = os.urandom(16) if request_id is None else read_id(request_id)
         ttl_s = self._settings.result_ttl_s if result_ttl_s is None else result_ttl_s
         if not (isinstance(ttl_s, int) and 1 <= ttl_s <= MAX_RESULT_TTL_S):

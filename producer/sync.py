@@ -65,6 +65,14 @@ class SyncProducer:
         """One vector for each input: (inputs, dim) float32."""
         return self._call(self._opened().embed(inputs, **options))
 
+    def embed_query(self, inputs: str | Inputs, **options: Any) -> NDArray[Any]:
+        """One vector for each query of a search: (inputs, dim) float32."""
+        return self._call(self._opened().embed_query(inputs, **options))
+
+    def embed_document(self, inputs: str | Inputs, **options: Any) -> NDArray[Any]:
+        """One vector for each text that is to be found: (inputs, dim) float32."""
+        return self._call(self._opened().embed_document(inputs, **options))
+
     def embed_tokens(self, inputs: str | Inputs, **options: Any) -> list[NDArray[Any]]:
         """One vector for each token: for each input (tokens, dim)."""
         return self._call(self._opened().embed_tokens(inputs, **options))

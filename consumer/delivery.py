@@ -8,7 +8,7 @@ from embedstream.shared import metrics
 from embedstream.shared.logs import get_logger
 from embedstream.shared.results import Status
 
-from .batching import Dropped, MicroBatch
+from .batching import MicroBatch
 from .device_thread import Done
 from .entries import Entry
 from .faults import Fault
@@ -16,6 +16,7 @@ from .intake import Refused
 from .isolation import Piece
 from .outcome import Embedded, deliver, fail
 from .publisher import Answer, Publisher, answer_of, answer_to_refused
+from .row_queue import Dropped
 
 ON_LOOP_ROWS = 256
 """Batches up to this size are handed out on the event loop (about 0.2 ms); a thread costs 0.1 ms."""

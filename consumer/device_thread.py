@@ -22,12 +22,13 @@ from embedstream.shared.lanes import LANES, Lane
 from embedstream.shared.logs import get_logger
 
 from . import isolation
-from .batching import Dropped, MicroBatch, RowQueue, in_batches, row_by_row
+from .batching import MicroBatch, in_batches, row_by_row
 from .entries import Entry
 from .isolation import Piece
 from .notices import Cancelled
 from .outcome import Embedded, Embeds
 from .pace import Pace
+from .row_queue import Dropped, RowQueue
 from .watchdog import Watchdog
 
 MOST_UNDELIVERED = 4

@@ -45,7 +45,7 @@ class Embedder:
         """Forward, pool in float32, then cut, normalise and cast once for each group of equal options."""
         started_s = time.perf_counter()
         with torch.inference_mode():
-            hidden, mask = self._model.forward(batch.ids, batch.lengths)
+            hidden, mask = self._model.forward(batch.ids, batch.lengths, batch.adapter)
             whole = self._whole(hidden, mask, batch)
             groups = [
                 self._per_token(hidden, mask, batch, options, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,15 @@ from embedstream.shared.jobs import longest_input
 from embedstream.shared.logs import get_logger
 from embedstream.shared.models import ModelFiles, locate
 from embedstream.shared.recipe import Recipe
-from embedstream.shared.recipe_files import read_recipe, transformer_folder
+from embedstream.shared.recipe_files import read_head, read_recipe, transformer_folder
 from embedstream.shared.settings import Settings
 from embedstream.shared.tokenization import TextTokenizer, finished
 
+from .adapters import default_of, find_adapters, with_adapters
 from .backbone import first_line, load_backbone, quiet
 from .device import choose_device, choose_dtype, thread_count
+from .heads import build_head
+from .pooling import pool
 from .tokenizer_files import read_tokenizer
 
 log = get_logger()
@@ -49,6 +52,7 @@ class Model:
         pad_id: int,
         files: ModelFiles,
         dtype_reason: str,
+        adapted: Mapping[str, torch.nn.Module],
     ) -> None:
         self.card = card
         self.tokenizer = tokenizer
@@ -56,6 +60,7 @@ class Model:
         self.dtype_reason = dtype_reason
         """Why `dtype` was chosen, for people."""
         self._module = module
+        self._modules = {**adapted, "": module}  # by adapter
         self.head: Callable[[Tensor], Tensor] = lambda pooled: pooled
         """What follows the pooling, in float32: (rows, ways * hidden) to (rows, dimension)."""
         self._pad_id = pad_id
@@ -98,15 +103,23 @@ class Model:
         if device.type == "cpu":
             torch.set_num_threads(thread_count(settings))
         with quiet():
+            adapters = find_adapters(folder)
             module = load_backbone(folder, device, dtype)
+            adapted = with_adapters(module, adapters)
             written, chat = read_tokenizer(folder, settings.chat_template)
             tokenizer_text = finished(written, do_lower_case=recipe.do_lower_case)
-        recipe = _check_vocabulary(module, recipe)
+        recipe = replace(
+            _check_vocabulary(module, recipe),
+            adapters=tuple(adapted),
+            default_adapter=default_of(settings.default_task, adapters),
+        )
         tokenizer = TextTokenizer(tokenizer_text, recipe)
         _check_tokenizer(tokenizer, recipe)
         card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=chat)
-        model = cls(module, card, tokenizer, _pad_id(module.config), files, reason)
-        model._warm_up()
+        model = cls(module, card, tokenizer, _pad_id(module.config), files, reason, adapted)
+        model.head = build_head(read_head(files, recipe), model.device)
+        for adapter in ("", *recipe.adapters):
+            model._warm_up(adapter)
         log.info(
             "model.loaded",
             model=card.model,
@@ -121,16 +134,21 @@ class Model:
             pooling=recipe.pooling_name,
             pooling_source=recipe.pooling_source,
             normalize=recipe.normalize,
+            adapters=recipe.adapters,
+            default_adapter=recipe.default_adapter,
             load_s=round(time.perf_counter() - started_s, 3),
         )
         return model
 
-    def forward(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: NDArray[np.integer], lengths: NDArray[np.integer], adapter: str = ""
+    ) -> tuple[Tensor, Tensor]:
         """Run a batch, padded on the right to its longest sequence.
 
         Args:
             ids: (total,) token ids, special tokens included, any integer type.
             lengths: (n,) tokens of each sequence, at least 1, adding up to `total`.
+            adapter: one of the recipe's; "" for the bare model.
 
         Returns:
             The last hidden states (n, max_len, dim) in the model's dtype, and the mask (n, max_len) int64 with 1 for a
@@ -142,7 +160,7 @@ class Model:
         padded[present] = ids  # row by row, as the ids lie
         with torch.inference_mode():
             mask = torch.from_numpy(present.astype(np.int64)).to(self.device)
-            output = self._module(input_ids=torch.from_numpy(padded).to(self.device), attention_mask=mask)
+            output = self._modules[adapter](input_ids=torch.from_numpy(padded).to(self.device), attention_mask=mask)
             hidden: Tensor = output.last_hidden_state
         return hidden, mask
 
@@ -159,32 +177,38 @@ class Model:
             ids, lengths = np.tile(row, rows), np.full(rows, length)
             for _ in range(_TIMED_RUNS):  # the last one counts: the first meets cold caches
                 started_s = time.perf_counter()
-                self.forward(ids, lengths)[0].sum().item()  # waits for the device
+                self.forward(ids, lengths, self.recipe.default_adapter)[0].sum().item()  # waits for the device
                 seconds = time.perf_counter() - started_s
                 if seconds > _LONG_RUN_S:
                     break
             observe(rows * length, rows * length, seconds)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, adapter: str) -> None:
         """A short and a long sequence: checks the vectors' size, and no request pays for the first kernels."""
+        of_adapter = f" with the adapter {adapter}" if adapter else ""
         row = self.tokenizer.encode(["warm up"]).ids
         long = min(self.recipe.max_length, _WARM_UP_TOKENS)
         lengths = np.array([min(len(row), long), long])
         ids = np.concatenate([row[: lengths[0]], np.resize(row, long)])
         try:
-            hidden, mask = self.forward(ids, lengths)
+            hidden, mask = self.forward(ids, lengths, adapter)
             finite = bool(torch.isfinite(hidden[mask != 0]).all())
         except Exception as error:  # any model code may run here
-            raise ModelLoadError(f"the first forward pass failed: {first_line(error)}") from error
-        if hidden.shape[-1] != self.recipe.dimension:
-            raise ModelLoadError(
-                f"the model gives vectors of {hidden.shape[-1]} components, its files say {self.recipe.dimension}"
-            )
+            raise ModelLoadError(f"the first forward pass{of_adapter} failed: {first_line(error)}") from error
+        expected = self.recipe.size(per_token=True)
+        if hidden.shape[-1] != expected:
+            raise ModelLoadError(f"the model gives vectors of {hidden.shape[-1]} components, its files say {expected}")
         if not finite:
             raise ModelLoadError(
-                f"the first forward pass in {self.dtype} gave values that are not numbers: the weights are damaged, or "
-                "need --dtype float32"
+                f"the first forward pass{of_adapter} in {self.dtype} gave values that are not numbers: the weights are "
+                "damaged, or need --dtype float32"
             )
+        with torch.inference_mode():
+            if not self.recipe.per_token and not self.head(pool(self.recipe.pooling, hidden, mask)).isfinite().all():
+                raise ModelLoadError(
+                    f"what follows the pooling ({self.recipe.head}) gave values that are not numbers: its weights are "
+                    "damaged"
+                )
 
 
 def _check_vocabulary(module: Any, recipe: Recipe) -> Recipe:

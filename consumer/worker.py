@@ -25,7 +25,6 @@ from embedstream.shared.runfile import is_embedded
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
-from .batching import Dropped, RowQueue
 from .delivery import Delivery
 from .device_thread import DeviceThread, Done, Trial
 from .entries import Entry, RawEntry
@@ -38,6 +37,7 @@ from .outcome import Embeds
 from .pace import Pace
 from .publisher import DeadLetterBounds, Publisher
 from .reader import LaneReader
+from .row_queue import Dropped, RowQueue
 from .suspects import Suspects, SuspectTrial
 from .watchdog import State, Watchdog
 

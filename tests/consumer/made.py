@@ -30,7 +30,9 @@ from embedstream.shared.tokenization import TextTokenizer, Tokens
 RECIPE = Recipe(max_length=64, pooling=(Pooling.MEAN,), normalize=False, dimension=3, vocab_size=1000)
 
 
-def entry(lengths: list[int], lane: Lane = Lane.INTERACTIVE, number: int = 0, **of_job: Any) -> Entry:
+def entry(
+    lengths: list[int], lane: Lane = Lane.INTERACTIVE, number: int = 0, adapter: str = "", **of_job: Any
+) -> Entry:
     """An entry whose ids tell where they come from: number of the entry, of the row, of the token."""
     columns = np.array(lengths, np.uint32)
     ids = np.concatenate(
@@ -38,7 +40,7 @@ def entry(lengths: list[int], lane: Lane = Lane.INTERACTIVE, number: int = 0, **
     )
     job = Job(of_job.pop("request_id", bytes(16)), 0, 1, 0, of_job.pop("ttl_ms", 60_000), columns, ids=ids, **of_job)
     raw = RawEntry(lane, f"{number + 1}-0".encode(), {})
-    return Entry(raw, job, "", Tokens(ids, columns), np.zeros(len(lengths), np.bool_))
+    return Entry(raw, job, "", Tokens(ids, columns), np.zeros(len(lengths), np.bool_), adapter=adapter)
 
 
 def batch_of(*entries: Entry) -> MicroBatch:

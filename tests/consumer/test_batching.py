@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedstream.consumer.batching import ABOUT_MS, Dropped, RowQueue, choose, fill, in_batches, row_by_row
+from embedstream.consumer.batching import choose, fill, in_batches, row_by_row
 from embedstream.consumer.pace import Pace
+from embedstream.consumer.row_queue import ABOUT_MS, Dropped, RowQueue
 from embedstream.shared.lanes import Lane
 from embedstream.shared.results import Status
 
@@ -62,6 +63,78 @@ def test_every_row_is_batched_once_with_its_own_ids(jobs: list[tuple[Lane, list[
     assert sorted((one.raw.entry_id, row) for one, row, _ in seen) == sorted(
         (one.raw.entry_id, row) for one in entries for row in range(one.job.n_inputs)
     )
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(list(Lane)),
+            st.sampled_from(["", "query", "passage"]),
+            st.lists(st.integers(1, 300), min_size=1, max_size=8),
+        ),
+        max_size=16,
+    ),
+    st.integers(1, 2048),
+    st.integers(0, 6),
+)
+def test_a_batch_has_one_adapter_that_of_the_oldest_row(
+    jobs: list[tuple[Lane, str, list[int]]], budget: int, later: int
+) -> None:
+    queue = RowQueue(budget)
+    entries = [entry(lengths, lane, number, adapter) for number, (lane, adapter, lengths) in enumerate(jobs)]
+    waiting: dict[Lane, list[tuple[int, int]]] = {lane: [] for lane in Lane}  # rows in order of arrival
+    unseen = list(entries)
+    while unseen or len(queue):
+        for one in unseen[: 1 + later]:  # some come while others wait
+            queue.add(one.raw.lane, [one])
+            waiting[one.raw.lane] += [(id(one), row) for row in range(one.job.n_inputs)]
+        unseen = unseen[1 + later :]
+        batch = queue.take()
+        assert batch is not None
+        rows = [(id(one), row) for one, row, _ in contents(batch)]
+        assert {one.adapter for one in batch.entries} == {batch.adapter}
+        assert any(waiting[lane] and waiting[lane][0] in rows for lane in Lane)
+        for lane in Lane:
+            lead = [row for row in waiting[lane] if row in rows]
+            waiting[lane] = [row for row in waiting[lane] if row not in lead]
+            rows = [row for row in rows if row not in lead]
+        assert rows == []  # each came out once
+    assert waiting == {lane: [] for lane in Lane}
+
+
+def test_rows_of_another_adapter_do_not_fill_a_batch() -> None:
+    queue = RowQueue(100)
+    queue.add(Lane.BULK, [entry([10] * 30, Lane.BULK, 0, "passage"), entry([10] * 2, Lane.BULK, 1, "query")])
+    queue.add(Lane.INTERACTIVE, [entry([10] * 4, Lane.INTERACTIVE, 2, "query")])
+    batch = queue.take()
+    assert batch is not None
+    assert [one.raw.entry_id for one, _, _ in contents(batch)] == [b"3-0"] * 4 + [b"2-0"] * 2
+    assert [half.adapter for half in batch.halves()] == ["query", "query"]
+
+
+@pytest.mark.parametrize("adapters", [["query"], ["query", "passage"], ["a", "b", "c", "d", "e"]])
+def test_bulk_gets_its_share_whatever_the_adapters(adapters: list[str]) -> None:
+    """Its rows of an adapter that no interactive row has can only go in turns of their own."""
+    queue = RowQueue(1000)
+    bulk = [entry([100] * 16, Lane.BULK, number, ["bulk", "few"][number % 5 == 4]) for number in range(20)]
+    queue.add(Lane.BULK, bulk)
+    got = {Lane.INTERACTIVE: 0, Lane.BULK: 0}
+    for number in range(200):
+        adapter = adapters[number % len(adapters)]
+        queue.add(Lane.INTERACTIVE, [entry([100] * 10, Lane.INTERACTIVE, number + 20, adapter)])
+        batch = queue.take()
+        assert batch is not None
+        for one, _, ids in contents(batch):
+            got[one.raw.lane] += len(ids)
+    assert got[Lane.BULK] / sum(got.values()) == pytest.approx(0.1, abs=0.02)
+
+
+def test_bulk_earns_a_turn_by_what_the_turn_can_hold() -> None:
+    queue = RowQueue(1000)
+    queue.add(Lane.BULK, [entry([100], Lane.BULK, 0, "few"), entry([100] * 64, Lane.BULK, 1, "many")])
+    queue.add(Lane.INTERACTIVE, [entry([100] * 30, Lane.INTERACTIVE, 2)])
+    batches = [queue.take(), queue.take()]
+    assert [batch and batch.adapter for batch in batches] == ["", "few"]
 
 
 def test_an_empty_queue_gives_no_batch() -> None:
@@ -254,6 +327,12 @@ def test_jobs_apart_run_in_batches_of_their_own() -> None:
         [(one.raw.entry_id, row) for row in range(7) if row != 2] + [(two.raw.entry_id, row) for row in range(4)]
     )
     assert in_batches([], 50) == []
+
+
+def test_jobs_apart_are_split_by_adapter_too() -> None:
+    jobs = [entry([10] * 4, number=number, adapter=name) for number, name in enumerate(["a", "b", "a", ""])]
+    batches = in_batches(jobs, 1000)
+    assert [(batch.adapter, batch.n_rows) for batch in batches] == [("a", 8), ("b", 4), ("", 4)]
 
 
 @pytest.mark.parametrize(("last", "order"), [(None, [0, 1, 3]), (0, [1, 3, 0]), (2, [0, 1, 3]), (3, [0, 1, 3])])

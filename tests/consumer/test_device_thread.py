@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from embedstream.consumer import device_thread
-from embedstream.consumer.batching import Dropped, MicroBatch, RowQueue
+from embedstream.consumer.batching import MicroBatch
 from embedstream.consumer.device_thread import MOST_UNDELIVERED, DeviceThread, Done, Trial
 from embedstream.consumer.entries import Entry
 from embedstream.consumer.faults import BrokenDevice
 from embedstream.consumer.notices import Cancelled
 from embedstream.consumer.pace import Pace
+from embedstream.consumer.row_queue import Dropped, RowQueue
 from embedstream.consumer.watchdog import State, Watchdog
 from embedstream.shared.lanes import Lane
 

@@ -16,12 +16,13 @@ import pytest
 import torch
 from redis.asyncio import Redis
 
-from embedstream.consumer.batching import MicroBatch, RowQueue
+from embedstream.consumer.batching import MicroBatch
 from embedstream.consumer.embedder import Embedder
 from embedstream.consumer.heartbeat import Heartbeat
 from embedstream.consumer.model import Model
 from embedstream.consumer.outcome import Embedded
 from embedstream.consumer.pace import Pace
+from embedstream.consumer.row_queue import RowQueue
 from embedstream.consumer.watchdog import Watchdog
 from embedstream.consumer.worker import Clients, Limits, Worker
 from embedstream.deploy.embedded import EmbeddedServer

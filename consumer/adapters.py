@@ -1,0 +1,162 @@
+"""Task adapters: small weights (LoRA) beside a model's own, one set for each kind of request."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.json_files import read_object
+from embedstream.shared.logs import get_logger
+
+log = get_logger()
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+_PLACES = (f"*/{_CONFIG}", f"*/*/{_CONFIG}")
+"""Folders with adapters lie in the model's folder, or together in a folder of it."""
+_TASKS = {
+    "retrieval_query": "retrieval.query",
+    "retrieval_passage": "retrieval.passage",
+    "text_matching": "text-matching",
+}
+"""Folders of jina-embeddings-v3-hf, and what its tasks are called elsewhere: in its prompts and by its clients."""
+_NAME = "task_adapter"
+"""What peft calls each of them: it looks for the name among those of tensors, and a folder may be called anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """Where the files of an adapter are.
+
+    Args:
+        name: what clients call it.
+        path: the folder that holds its configuration and weights.
+    """
+
+    name: str
+    path: Path
+
+
+def find_adapters(folder: Path) -> tuple[AdapterFolder, ...]:
+    """The adapters of a model, sorted by name.
+
+    Args:
+        folder: of the model.
+
+    Raises:
+        ModelLoadError: two of one name, one that is no LoRA or has no weights that may be loaded, peft is not
+            installed; or the folder itself is an adapter's.
+    """
+    if (folder / _CONFIG).is_file():
+        raise ModelLoadError(
+            f"{folder} holds an adapter ({_CONFIG}), not a model to put it on: merge it into its model "
+            "(peft: merge_and_unload, then save_pretrained), or put it into a folder of its own inside the model's"
+        )
+    found: dict[str, AdapterFolder] = {}
+    for path in sorted(file.parent for place in _PLACES for file in folder.glob(place)):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        name = _TASKS.get(path.name, path.name)
+        if name in found:
+            raise ModelLoadError(f"two adapters of {folder} have the name {name}: {found[name].path} and {path}")
+        _check_files(path)
+        found[name] = AdapterFolder(name, path)
+    if found and find_spec("peft") is None:
+        raise ModelLoadError(
+            f"{folder} has adapters ({', '.join(sorted(found))}), and peft is not installed to load them: "
+            "pip install '.[consumer]' in embedstream's folder"
+        )
+    return tuple(found[name] for name in sorted(found))
+
+
+def default_of(asked: str | None, adapters: Iterable[AdapterFolder]) -> str:
+    """Name of the adapter of requests that choose none, "" for the bare model.
+
+    Args:
+        asked: for it by the operator: the adapter's name, or its folder's.
+        adapters: there are.
+
+    Raises:
+        ModelLoadError: there is no such adapter.
+    """
+    if asked is None:
+        return ""
+    names = [adapter.name for adapter in adapters]
+    name = _TASKS.get(asked, asked)
+    if name not in names:
+        raise ModelLoadError(
+            f"--default-task {asked}: the model has " + (f"the adapters {', '.join(names)}" if names else "no adapters")
+        )
+    return name
+
+
+def with_adapters(module: torch.nn.Module, adapters: Iterable[AdapterFolder]) -> Mapping[str, torch.nn.Module]:
+    """The module once more for each adapter, all on the same weights.
+
+    So a change of the adapter is the choice of another module, and the bare one does not know of any. Switching inside
+    one module takes 10 to 20 ms for 24 layers: peft sets flags on each adapter's tensors in each layer.
+
+    Args:
+        module: transformers' own, on its device and in its number format, in evaluation mode.
+        adapters: at most a few dozen.
+
+    Returns:
+        Name -> module. Only what the adapter adds needs memory.
+
+    Raises:
+        ModelLoadError: an adapter is damaged or of another model.
+    """
+    return {adapter.name: _adapted(module, adapter) for adapter in adapters}
+
+
+def _adapted(module: torch.nn.Module, adapter: AdapterFolder) -> torch.nn.Module:
+    adapted: Any = _on_same_weights(module)
+    try:
+        report = adapted.load_adapter(
+            str(adapter.path),
+            adapter_name=_NAME,
+            use_safetensors=True,
+            adapter_kwargs={"local_files_only": True},  # its own argument of this name ends in an error, in 5.23
+        )
+    except Exception as error:  # peft, transformers, safetensors and torch each raise their own kinds
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelLoadError(f"the adapter in {adapter.path} cannot be loaded: {reason}") from error
+    wrong = sorted((*report.missing_keys, *(key for key, *_ in report.mismatched_keys)))
+    if wrong:
+        raise ModelLoadError(
+            f"the adapter in {adapter.path} lacks {len(wrong)} tensors of {type(module).__name__}, such as {wrong[0]}"
+        )
+    if report.unexpected_keys:
+        left_out = sorted(report.unexpected_keys)
+        log.warning("adapter.tensors_left_out", adapter=adapter.name, tensors=len(left_out), first=left_out[0])
+    module_with: torch.nn.Module = adapted.eval()
+    return module_with
+
+
+def _on_same_weights(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose layers may be changed, with the tensors and the configuration of the original."""
+    config: Any = module.config
+    shared = [*module.parameters(), *module.buffers(), config]
+    return copy.deepcopy(module, {id(each): each for each in shared})
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what peft would load another way, or not at all."""
+    kind = read_object(folder / _CONFIG).get("peft_type")
+    if kind != "LORA":
+        raise ModelLoadError(f"the adapter in {folder} is of the type {kind!r}; only LORA is supported")
+    if not (folder / _WEIGHTS).is_file():
+        pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
+        if pickled is None:
+            raise ModelLoadError(f"the adapter in {folder} has no weights: {_WEIGHTS} is missing")
+        raise ModelLoadError(
+            f"the adapter in {folder} has its weights as {pickled}, a pickle, which is never loaded; it needs "
+            f"{_WEIGHTS}"
+        )

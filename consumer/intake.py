@@ -15,6 +15,7 @@ from embedstream.shared.chunks import piece_counts, piece_lengths, travelling
 from embedstream.shared.errors import InvalidInput, MalformedJob
 from embedstream.shared.jobs import Job, LongInputs, TruncationSide
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
+from embedstream.shared.left_out import NOT_IN_PIECES, check_side, is_left_out
 from embedstream.shared.logs import frames_of, get_logger
 from embedstream.shared.results import ResultPart, Status, failed
 from embedstream.shared.tokenization import TextTokenizer, Tokens, cut, offsets, resolve_truncation
@@ -59,6 +60,7 @@ class Intake:
         self._fingerprint = card.fingerprint
         self._tokenizer = tokenizer
         self._reply_prefix = reply_prefix
+        self._left_out: dict[tuple[str, bool], int] = {}
 
     async def accept(self, raw: RawEntry, now_ms: float) -> Entry | Refused:
         """Look into an entry.
@@ -90,7 +92,8 @@ class Intake:
         if reason is not None:
             return self._refuse(raw, job, reply_to, Status.NOT_SERVED, reason)
         try:
-            self._recipe.check_dimensions(job.options.dimensions, self._model)
+            options = job.options
+            self._recipe.check_dimensions(options.dimensions, self._model, per_token=options.per_token)
             return await self._rows(raw, job, reply_to)
         except InvalidInput as error:
             return self._refuse(raw, job, reply_to, Status.INVALID_INPUT, str(error))
@@ -116,46 +119,67 @@ class Intake:
     def _not_served(self, job: Job) -> str | None:
         if self._recipe.per_token and not job.options.per_token:
             return f"The model `{self._model}` is served with pooling `all`: one vector for each token."
-        if job.adapter:
-            return f"The model `{self._model}` has no adapter `{job.adapter}`."
-        if job.prompt_name:
-            return f"The model `{self._model}` has no prompt `{job.prompt_name}`."
-        if job.options.per_token and job.options.dimensions not in (None, self._recipe.dimension):
-            return "Token vectors are served in full size only."
         return None
 
     async def _rows(self, raw: RawEntry, job: Job, reply_to: str) -> Entry:
         recipe, limit = self._recipe, self._limit(job)
+        asked = "" if job.texts is None else job.prompt_name
+        name = job.prompt_name if job.texts is None else recipe.prompt_of(asked)
+        prompt, adapter = recipe.prompt_text(name), recipe.adapter_of(job.adapter, asked)
+        skip = self._skip(job, name, prompt)
         unreadable: dict[int, InvalidInput] = {}
         if job.texts is not None:
-            tokens, unreadable = await asyncio.to_thread(self._tokenize, job, job.texts, limit)
+            tokens, unreadable = await asyncio.to_thread(self._tokenize, job, job.texts, prompt, limit)
         else:
             ids = np.empty(0, np.uint32) if job.ids is None else job.ids
             most = int(job.lengths.max()) if limit is None else limit
             tokens = cut(ids, job.lengths, most, job.truncation_side, recipe.truncation_side)
         too_long = tokens.lengths > recipe.max_length
-        if too_long.any() and job.long_inputs is LongInputs.CHUNK:
+        if too_long.any() and job.long_inputs is LongInputs.CHUNK and not skip:
             entry = self._in_pieces(raw, job, reply_to, tokens)
             too_long = np.zeros(len(entry.rows), np.bool_)
         else:
             entry = Entry(raw, job, reply_to, tokens, np.zeros_like(too_long) if tokens.cut is None else tokens.cut)
+        entry.adapter, entry.skip = adapter, skip
         for place, reason in unreadable.items():
             entry.fail(np.flatnonzero(entry.places() == place), Status.INVALID_INPUT, str(reason))
         self._fail_rows(entry, too_long)
         return entry
 
-    def _tokenize(self, job: Job, texts: Sequence[str], limit: int | None) -> tuple[Tokens, dict[int, InvalidInput]]:
+    def _skip(self, job: Job, name: str, prompt: str) -> int:
+        """How many leading tokens of each input are those of a prompt that the model leaves out of the vector."""
+        if not is_left_out(self._recipe, prompt, per_token=job.options.per_token):
+            return 0
+        if job.long_inputs is LongInputs.TRUNCATE:
+            plain = (
+                job.texts is None and job.truncation_side is TruncationSide.MODEL
+            )  # ids have no special tokens to keep
+            check_side(self._recipe.truncation_side if plain else job.truncation_side)
+        key = (name, job.add_special_tokens)
+        if key not in self._left_out:
+            self._left_out[key] = self._tokenizer.prompt_length(
+                prompt, add_special_tokens=job.add_special_tokens, most=self._recipe.max_length
+            )
+        return self._left_out[key]
+
+    def _tokenize(
+        self, job: Job, texts: Sequence[str], prompt: str, limit: int | None
+    ) -> tuple[Tokens, dict[int, InvalidInput]]:
         """The texts' tokens, and which texts have none because the tokenizer refuses them, by their place."""
 
         def encode(some: Sequence[str]) -> Tokens:
             return self._tokenizer.encode(
-                some, add_special_tokens=job.add_special_tokens, truncate_to=limit, side=job.truncation_side
+                some,
+                prompt=prompt,
+                add_special_tokens=job.add_special_tokens,
+                truncate_to=limit,
+                side=job.truncation_side,
             )
 
         try:
             return encode(texts), {}
         except InvalidInput:
-            refused = dict(self._tokenizer.unreadable(texts, job.first_input))
+            refused = dict(self._tokenizer.unreadable(texts, job.first_input, prompt))
             if not refused:
                 raise
         return encode(["" if place in refused else text for place, text in enumerate(texts, job.first_input)]), refused
@@ -190,16 +214,16 @@ class Intake:
         """Give up single rows, so that they do not fail their neighbours."""
         most, lengths, ids = self._recipe.max_length, entry.tokens.lengths, entry.tokens.ids
         if too_long.any():
-            entry.fail(
-                np.flatnonzero(too_long),
-                Status.INPUT_TOO_LONG,
-                f"This model's maximum context length is {most} tokens, and the input is longer.",
-            )
+            longer = f"This model's maximum context length is {most} tokens, and the input is longer"
+            in_pieces = entry.job.long_inputs is LongInputs.CHUNK
+            message = f"{longer}, {NOT_IN_PIECES}" if in_pieces else f"{longer}."
+            entry.fail(np.flatnonzero(too_long), Status.INPUT_TOO_LONG, message)
         starts = offsets(lengths)
         outside = np.zeros(len(lengths), np.bool_)
         outside[np.searchsorted(starts, np.flatnonzero(ids >= self._recipe.vocab_size), side="right") - 1] = True
         for rows, message in (
             (lengths == 0, "The decoder prompt cannot be empty."),
+            (lengths <= entry.skip, f"Nothing is left of the input beside the {entry.skip} tokens of its prompt."),
             (outside, f"A token id is out of vocabulary; legal are 0 to {self._recipe.vocab_size - 1}."),
         ):
             bad = np.flatnonzero(rows & (entry.rows["status"] == Status.OK))

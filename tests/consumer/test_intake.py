@@ -71,8 +71,8 @@ async def test_text_is_tokenised_here(intake: Intake, job: Job) -> None:
     ("changes", "status", "message"),
     [
         ({"fingerprint": b"x" * 16}, Status.STALE_CARD, "78" * 16),
-        ({"adapter": "a"}, Status.NOT_SERVED, "adapter `a`"),
-        ({"prompt_name": "query"}, Status.NOT_SERVED, "prompt `query`"),
+        ({"adapter": "a"}, Status.INVALID_INPUT, "no adapter `a`; it has none"),
+        ({"prompt_name": "query"}, Status.INVALID_INPUT, "no prompt `query`; it has none"),
         ({"options": VectorOptions(dimensions=3)}, Status.INVALID_INPUT, "Matryoshka"),
         ({"long_inputs": LongInputs.TRUNCATE, "truncate_to": 9}, Status.INVALID_INPUT, "truncate_prompt_tokens"),
     ],

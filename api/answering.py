@@ -27,6 +27,7 @@ from .foreign_ids import ForeignIds
 from .inputs import Conversations
 from .json_answer import JsonAnswer
 from .layout import Envelope, Layout, bounded_metadata
+from .prompts import with_prompt_and_adapter
 from .quota import Quota
 from .responses import Form, Kind
 from .schemas import InputRequest, read
@@ -80,7 +81,7 @@ class Answering:
         body = await read(request, form, self._settings)
         choices = Choices.of(request, body.encoding_format, self._settings.request_timeout_s)
         served = await self.served(body.model)
-        options = options_of(body, served, self._settings)
+        options = with_prompt_and_adapter(options_of(body, served, self._settings), body, served)
         prepared = await self._prepare(request, body, served, options, choices)
         return await self._answer(request, body, prepared, choices, kind, start_s)
 
@@ -124,16 +125,16 @@ class Answering:
             Unavailable: nobody serves the model now.
             ClientDisconnect: the client hung up.
         """
-        limits.check("inputs", len(body.prompts), self._settings.max_request_inputs)
+        limits.check("inputs", len(body.given), self._settings.max_request_inputs)
         options = replace(options, timeout_s=choices.timeout_s, lane=choices.lane, partial=choices.partial)
-        if served is not None and isinstance(body.prompts, Conversations):
+        if served is not None and isinstance(body.given, Conversations):
             options = replace(options, chat=served.card.chat)
         inputs = await rendered(body, served, self._settings)
         if self._ids is not None:
             inputs = await self._ids.texts_of(inputs)
         limits.refuse_absurd(inputs, options, served, self._settings.max_request_tokens)
         preparing = self._producer.prepare(inputs, options)
-        if limits.takes_long(inputs):
+        if limits.takes_long(inputs, options, served):
             preparing = unless_hung_up(request.receive, preparing)
         prepared = await preparing
         limits.check("tokens", prepared.least_tokens, self._settings.max_request_tokens)

@@ -54,15 +54,15 @@ async def rendered(body: InputRequest, served: ServedModel | None, settings: Set
         NotServed: the model's template is damaged.
         Unavailable: there are messages, and nobody has told the template yet.
     """
-    prompts = body.prompts
-    if not isinstance(prompts, Conversations):
-        return prompts
+    inputs = body.given
+    if not isinstance(inputs, Conversations):
+        return inputs
     if served is None:
         raise Unavailable(
             "Chat messages cannot be read before the first consumer has told the model's chat template; send texts.",
             retry_after_s=2.0,
         )
-    return await texts_of(prompts, body, served.card.chat, settings)
+    return await texts_of(inputs, body, served.card.chat, settings)
 
 
 async def texts_of(

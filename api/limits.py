@@ -46,16 +46,23 @@ def refuse_absurd(inputs: Inputs, options: Options, served: ServedModel | None, 
     if not isinstance(inputs[0] if len(inputs) else "", str):
         check("tokens", sum(len(row) if most is None else min(len(row), most) for row in inputs), limit)
     else:  # also those that are cut: they are tokenised whole before
-        n_chars, most_chars = sum(map(len, inputs)), limit * served.tokenizer.max_token_chars
+        n_chars, most_chars = _chars(inputs, options, served), limit * served.tokenizer.max_token_chars
         if n_chars > most_chars:
             raise InvalidInput(
                 f"A request may have at most {limit} tokens (--max-request-tokens), and this model's longest one has "
-                f"{served.tokenizer.max_token_chars} characters; the texts have {n_chars}: send them in several "
-                "requests.",
+                f"{served.tokenizer.max_token_chars} characters; the texts and their prompts have {n_chars}: send them "
+                "in several requests.",
                 param="input",
             )
 
 
-def takes_long(inputs: Inputs) -> bool:
+def takes_long(inputs: Inputs, options: Options, served: ServedModel | None) -> bool:
     """Whether a request may wait for its turn to be tokenised: who has left meanwhile must not keep a place."""
-    return len(inputs) > 0 and isinstance(inputs[0], str) and sum(map(len, inputs)) > _LONG_CHARS
+    return len(inputs) > 0 and isinstance(inputs[0], str) and _chars(inputs, options, served) > _LONG_CHARS
+
+
+def _chars(texts: Inputs, options: Options, served: ServedModel | None) -> int:
+    """Characters of texts, with the prompt before each of them."""
+    recipe = None if served is None else served.card.recipe
+    prompt = "" if recipe is None else recipe.prompt_text(recipe.prompt_of(options.prompt))
+    return sum(map(len, texts)) + len(prompt) * len(texts)

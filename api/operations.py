@@ -137,6 +137,7 @@ OPERATIONS = (
                 "encoding_format": "bytes_only",
                 "embed_dtype": "float16",
             },
+            "a query, with the model's prompt": {"input": "how do queues work?", "input_type": "query"},
             "a long text, cut": {
                 "input": "A text that may be longer than the model reads",
                 "truncate_prompt_tokens": -1,
@@ -199,7 +200,7 @@ OPERATIONS = (
         "listModels",
         "models",
         "The model, with a card for each of its names",
-        "Limits, vector size, pooling, number format and revision.",
+        "Limits, sizes, pooling, prompts, tasks, number format and revision.",
         "The cards.",
         {JSON: answers.Cards},
         parameters=(_ID,),

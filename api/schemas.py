@@ -158,6 +158,9 @@ class InputRequest(ChatFields):
         priority: without effect; see the header `x-lane`.
         cache_salt: without effect.
         mm_processor_kwargs: must be empty.
+        prompt_name: the prompt of the model that is put before each text; None for the model's default, "" for none.
+        input_type: what the texts are for, `query`, `document` or another word for these, by which the model's prompt
+            is found; without effect where the model has no prompts.
     """
 
     input: Annotated[Inputs | Conversations | None, PlainValidator(_read_input)] = None
@@ -176,6 +179,8 @@ class InputRequest(ChatFields):
     priority: int = Field(0, ge=-_INT64, lt=_INT64)
     cache_salt: str | None = None
     mm_processor_kwargs: dict[str, Any] = Field(default_factory=dict)
+    prompt_name: str | None = None
+    input_type: str | None = None
 
     @classmethod
     def _chosen(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -205,20 +210,17 @@ class InputRequest(ChatFields):
             raise refusal(message, "mm_processor_kwargs", self.mm_processor_kwargs)
 
     @property
-    def prompts(self) -> Inputs | Conversations:
+    def given(self) -> Inputs | Conversations:
         """The inputs, in whichever field they came; `chat.rendered` makes texts of conversations."""
         value = self.messages if self.input is None else self.input
         assert value is not None  # noqa: S101 (`_chosen` leaves one of the two)
         return value
 
     def options(self, settings: Settings) -> Options:
-        """What the producer is to do.
+        """What the producer is to do, as far as the body alone tells it; `prompts` adds what the model must have.
 
         Args:
             settings: what becomes of long inputs when the request does not say.
-
-        Raises:
-            InvalidInput: the model does not offer it.
         """
         return Options(
             self._vector_options(),
@@ -229,10 +231,15 @@ class InputRequest(ChatFields):
         )
 
     @property
+    def adapter(self) -> str | None:
+        """The adapter of the model that is asked for; None for no choice."""
+        return None
+
+    @property
     def adds_special_tokens(self) -> bool:
         """Whether the tokenizer is to add special tokens."""
         if self.add_special_tokens is None:
-            return not isinstance(self.prompts, Conversations)
+            return not isinstance(self.given, Conversations)
         return self.add_special_tokens
 
     def _vector_options(self) -> VectorOptions:
@@ -256,24 +263,15 @@ class EmbeddingRequest(InputRequest):
     """The body of POST /v1/embeddings.
 
     Args:
-        task: an adapter of the model.
+        task: an adapter of the model; None for the one that `input_type` stands for, else the model's default.
     """
 
     task: str | None = None
 
-    def options(self, settings: Settings) -> Options:
-        """What the producer is to do.
-
-        Args:
-            settings: what becomes of long inputs when the request does not say.
-
-        Raises:
-            InvalidInput: the model has no such adapter.
-        """
-        if self.task is not None:
-            message = "The model has no adapters to choose from: `task` must be null."
-            raise refusal(message, "task", self.task)
-        return super().options(settings)
+    @property
+    def adapter(self) -> str | None:
+        """The adapter of the model that is asked for; None for no choice."""
+        return self.task
 
 
 class PoolingRequest(InputRequest):

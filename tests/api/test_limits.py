@@ -9,6 +9,7 @@ from tests.api.conftest import RECIPE, served_model
 from embedstream.api.limits import refuse_absurd
 from embedstream.producer import LongInputs, Options
 from embedstream.shared.errors import InvalidInput
+from embedstream.shared.recipe import NO_PROMPT
 
 PLAIN = Options()
 
@@ -46,6 +47,16 @@ def test_what_must_have_too_many_tokens_is_refused_untouched(inputs: Any, option
 )
 def test_what_may_be_within_the_limit_is_left_to_the_tokenizer(inputs: Any, options: Options) -> None:
     refuse_absurd(inputs, options, served_model(RECIPE), 11)
+
+
+def test_the_prompt_counts_for_each_text() -> None:
+    served = served_model(replace(RECIPE, prompts={"long": "p" * 50}, default_prompt="long"))
+    texts = ["x" * 5] * 2
+    refuse_absurd(texts, PLAIN, served, 22)
+    with pytest.raises(InvalidInput, match="have 110"):
+        refuse_absurd(texts, PLAIN, served, 21)
+    refuse_absurd(texts, replace(PLAIN, prompt=NO_PROMPT), served, 2)
+    refuse_absurd([[1]] * 2, PLAIN, served, 2)
 
 
 def test_of_an_unknown_model_nothing_is_known() -> None:

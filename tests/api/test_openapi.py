@@ -156,7 +156,7 @@ async def test_the_lines_of_the_page_can_be_run(client: httpx2.AsyncClient) -> N
     assert "URL=http://api.example:81</code>" in shown
     assert "<b>" not in (await client.get("/docs", headers={"host": "<b>api.example:81"})).text
     lines = re.findall(r"curl .*?(?=</code>)", shown)
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         assert line.startswith('curl "$URL/')
         assert line.endswith(" -o vectors.bin") == ("bytes" in line)

@@ -45,7 +45,7 @@ def read(**fields: Any) -> EmbeddingRequest:
     ],
 )
 def test_the_four_forms_of_input(given: object, inputs: list[Any]) -> None:
-    prompts = read(input=given).prompts
+    prompts = read(input=given).given
     assert prompts == inputs
     assert isinstance(prompts, list)
     if given and inputs and not isinstance(inputs[0], str):
@@ -91,7 +91,7 @@ def test_null_means_absent(name: str) -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert read(input="a", stream=True, input_type="query") == read(input="a")
+    assert read(input="a", stream=True, instruction="query") == read(input="a")
 
 
 def test_scalars_are_coerced_the_lax_way() -> None:
@@ -122,6 +122,8 @@ def test_scalars_are_coerced_the_lax_way() -> None:
         ("cache_salt", 5, "string_type"),
         ("mm_processor_kwargs", "a", "dict_type"),
         ("task", 5, "string_type"),
+        ("prompt_name", 5, "string_type"),
+        ("input_type", 5, "string_type"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(field: str, value: object, word: str) -> None:
@@ -213,7 +215,7 @@ def test_bad_json(body: bytes, what: str) -> None:
     ],
 )
 def test_legal_json_that_looks_odd(body: bytes, text: str) -> None:
-    assert parse("application/json", body).prompts == [text]
+    assert parse("application/json", body).given == [text]
 
 
 def test_deep_nesting_in_a_field_is_told_in_short() -> None:
@@ -234,7 +236,7 @@ def test_the_body_must_be_an_object(body: bytes) -> None:
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
 def test_content_type_may_have_parameters(content_type: str) -> None:
-    assert parse(content_type, b'{"input": "a"}').prompts == ["a"]
+    assert parse(content_type, b'{"input": "a"}').given == ["a"]
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "multipart/form-data; boundary=x", "application/jsonl"])
@@ -260,7 +262,7 @@ PARTS = {"role": "user", "content": ["a", {"type": "text"}], "name": "x"}
     ],
 )
 def test_chat_messages_come_in_either_field(field: str, given: list[Any], conversations: list[Any]) -> None:
-    prompts = read(**{field: given}).prompts
+    prompts = read(**{field: given}).given
     assert isinstance(prompts, Conversations)
     assert prompts.param == field
     assert prompts.each == conversations
@@ -296,12 +298,12 @@ def test_what_is_no_message_is_refused(given: object) -> None:
 
 
 def test_an_empty_list_of_messages_holds_no_conversation() -> None:
-    assert len(read(messages=[]).prompts) == 0
+    assert len(read(messages=[]).given) == 0
 
 
 def test_input_wins_over_messages() -> None:
-    assert read(messages=[USER], input="a").prompts == ["a"]
-    assert read(messages="nonsense", input="a").prompts == ["a"]
+    assert read(messages=[USER], input="a").given == ["a"]
+    assert read(messages="nonsense", input="a").given == ["a"]
     assert read(messages=[USER], input=None) == read(messages=[USER])
 
 
@@ -377,12 +379,6 @@ def test_media_cannot_be_processed() -> None:
     assert caught.value.param == "mm_processor_kwargs"
 
 
-def test_a_task_needs_a_model_with_adapters() -> None:
-    with pytest.raises(InvalidInput, match=r"no adapters.* \(parameter=task, value=retrieval\.query\)") as caught:
-        read(input="a", task="retrieval.query").options(Settings())
-    assert caught.value.param == "task"
-
-
 @pytest.mark.parametrize("priority", [-(2**63), 0, 2**63 - 1, "7", 3.0])
 def test_priorities(priority: object) -> None:
     assert read(input="a", priority=priority).priority == int(priority)  # type: ignore[call-overload] # of both kinds
@@ -429,7 +425,7 @@ def test_the_largest_request_is_read_in_a_moment() -> None:
     for given, expected in ((ids, [ids]), ([ids], [ids]), ([[5]] * 100_000,) * 2, (texts,) * 2):
         body = orjson.dumps({"input": given})
         began_s = time.process_time()
-        prompts = parse("application/json", body).prompts
+        prompts = parse("application/json", body).given
         assert time.process_time() - began_s < 1  # about 0.02: one pydantic object for each would take ten times that
         assert isinstance(prompts, list)
         assert [row.tolist() if isinstance(row, np.ndarray) else row for row in prompts] == expected

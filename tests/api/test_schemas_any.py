@@ -88,7 +88,7 @@ def test_any_json(kind: type[Body], body: Any) -> None:
     request = read(kind, json.dumps(body).encode())
     if isinstance(request, EmbeddingRequest | PoolingRequest):
         request.padded_to(RECIPE)
-        assert len(request.prompts) >= 0
+        assert len(request.given) >= 0
         came = outcome(lambda: request.options(Settings()))
         assert isinstance(came, Options) or "task" in str(came)
 
@@ -116,8 +116,8 @@ def test_any_conversation(
         return
     assert isinstance(request, ChatFields)
     assert isinstance(request, EmbeddingRequest)
-    assert isinstance(request.prompts, Conversations)
-    prompts = request.prompts
+    assert isinstance(request.given, Conversations)
+    prompts = request.given
     texts = outcome(lambda: asyncio.run(texts_of(prompts, request, CHAT, ON)))
     if isinstance(texts, Exception):
         assert len(str(texts)) < 1_000

@@ -11,19 +11,14 @@ from tokenizers import Tokenizer
 from embedstream.shared.cards import ChatFormat
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.logs import get_logger
+from embedstream.shared.model_files import has_tokenizer
+
+from .probe_texts import SHORT
 
 log = get_logger()
 
-_PROBES = (
-    "",
-    "a",
-    "Hello World, 42!",
-    " two  spaces ",
-    "naïve Ångström ﬁ",
-    "東京タワー",
-    "🙂 <s> [SEP] </s>",
-    "A\tB\nC",
-)
+# Letters that are put together or taken apart, and marks that look like special tokens, tell normalisers apart.
+_PROBES = (*SHORT.values(), "A\tB\nC", "Ångström A\u030angstro\u0308m", "<s> [SEP] </s>")
 
 
 def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str, ChatFormat | None]:
@@ -44,6 +39,8 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str
     Raises:
         ModelLoadError: no tokenizer, or one that cannot be converted.
     """
+    if not has_tokenizer(folder):  # transformers would make an empty one for the architecture
+        raise ModelLoadError(f"{folder} has no tokenizer: tokenizer.json is missing")
     file = folder / "tokenizer.json"
     try:
         written = file.read_text(encoding="utf-8") if file.is_file() else None

@@ -37,12 +37,12 @@ class Answer:
 
     Args:
         vectors: for each text (dim,) or, where tokens' vectors were asked for, (tokens, dim); None where it failed.
-        tokens: (texts,) tokens of each, after truncation.
+        ids: for each text its (tokens,) token ids, after truncation, those of a prompt included.
         reasons: why texts failed, by their place.
     """
 
     vectors: list[NDArray[Any] | None]
-    tokens: NDArray[np.int64]
+    ids: list[NDArray[np.uint32]]
     reasons: Mapping[int, str]
 
 
@@ -58,6 +58,7 @@ class Direct:
         self._intake = Intake(model.card, model.tokenizer, "")
         self._embedder = Embedder(model)
         self._budget = budget
+        self._per_token = model.recipe.per_token
 
     def embed(
         self,
@@ -72,7 +73,7 @@ class Direct:
 
         Args:
             texts: each of at most 256 KiB of UTF-8.
-            options: size, normalisation and number format, or vectors of tokens.
+            options: size, normalisation and number format, or vectors of tokens; None for what the model gives.
             prompt: as `Recipe.prompt_of` takes it.
             adapter: of the model; "" for its default.
             alone: whether each text has a forward pass of its own; else they share batches, as the budget allows.
@@ -80,7 +81,7 @@ class Direct:
         Raises:
             InvalidInput: the model does not serve what is asked for.
         """
-        options = options or VectorOptions()
+        options = options or VectorOptions(per_token=self._per_token)
         entries = asyncio.run(self._entries(texts, options, prompt, adapter))
         for together in [[entry] for entry in entries] if alone else [entries]:
             for batch in in_batches(together, 1 if alone else self._budget):
@@ -121,7 +122,7 @@ def _slices(texts: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 def _answer(entries: Sequence[Entry], *, per_token: bool) -> Answer:
     vectors: list[NDArray[Any] | None] = []
-    tokens: list[int] = []
+    ids: list[NDArray[np.uint32]] = []
     reasons: dict[int, str] = {}
     for entry in entries:
         part = entry.result(bytes(16))
@@ -131,5 +132,5 @@ def _answer(entries: Sequence[Entry], *, per_token: bool) -> Answer:
                 reasons[len(vectors)] = part.messages[row["message"] - 1]
             rows = part.vectors[bounds[place] : bounds[place + 1]]
             vectors.append(None if not len(rows) else rows if per_token else rows[0])
-            tokens.append(int(row["tokens"]))
-    return Answer(vectors, np.array(tokens, np.int64), reasons)
+        ids += np.split(entry.tokens.ids, entry.tokens.offsets[1:-1])
+    return Answer(vectors, ids, reasons)

@@ -28,16 +28,18 @@ def test_alone_and_together(model: Model) -> None:
         assert one is not None
         assert one.shape == (32,)
         np.testing.assert_allclose(one, other, atol=1e-5)
-    expected = np.minimum(model.tokenizer.encode(TEXTS).lengths, 48)
-    assert alone.tokens.tolist() == together.tokens.tolist() == expected.tolist()
+    tokens = model.tokenizer.encode(TEXTS, truncate_to=48)
+    for answer in (alone, together):
+        np.testing.assert_array_equal(np.concatenate(answer.ids), tokens.ids)
+        assert [len(ids) for ids in answer.ids] == tokens.lengths.tolist()
     assert not alone.reasons
 
 
 def test_vectors_of_tokens(model: Model) -> None:
     answer = Direct(model, 512).embed(TEXTS, options=VectorOptions(per_token=True, normalize=False))
-    for tokens, matrix in zip(answer.tokens, answer.vectors, strict=True):
+    for ids, matrix in zip(answer.ids, answer.vectors, strict=True):
         assert matrix is not None
-        assert matrix.shape == (tokens, 32)
+        assert matrix.shape == (len(ids), 32)
 
 
 def test_a_text_that_fails_has_no_vector(tiny_decoder: Callable[..., Path]) -> None:

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 SETUP := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit chaos fuzz test-clients format settings-page clean
+.PHONY: help run test check unit chaos fuzz test-clients format parity-table settings-page clean
 
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ fuzz: .venv/installed-dev  ## 2,000 requests made of the API's description, new 
 format: .venv/installed-dev  ## bring the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+parity-table: .venv/installed-dev  ## write the table of docs/models.md: our vectors against those of sentence-transformers
+	$(BIN)/pytest tests/parity/test_matrix.py --write-table
 
 settings-page: .venv/installed  ## write the table of docs/settings.md from the code
 	$(BIN)/python -m embedstream.shared.settings_page docs/settings.md

@@ -16,6 +16,7 @@ MODEL_TYPES = frozenset(
         *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert", "gte"),
         *("longformer", "mobilebert", "modernbert", "mpnet", "nomic_bert", "roberta", "roberta-prelayernorm"),
         *("jina_embeddings_v3", "mt5", "t5", "umt5", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        *("embedding_gemma2", "embedding_gemma2_text"),
         *("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "olmo", "olmo2"),
         *("opt", "phi", "phi3", "qwen2", "qwen3"),
     )
@@ -30,6 +31,8 @@ _TABLE_POSITIONS = frozenset(("albert", "bert", "distilbert", "electra", "ernie"
 _OFFSET_POSITIONS = frozenset(
     ("camembert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
 )
+_DIMENSION_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
+_PROJECTED = frozenset(("embedding_gemma2", "embedding_gemma2_text"))  # they project each hidden state to another size
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
@@ -85,6 +88,11 @@ def positions(file: Path, config: dict[str, Any]) -> int | None:
         pad = integer(file, config, "pad_token_id")
         return most - (1 if pad is None else pad) - 1
     return most
+
+
+def dimension_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the configuration says how many components the last hidden states have."""
+    return ("embedding_dim",) if _kind(config) in _PROJECTED else _DIMENSION_KEYS
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

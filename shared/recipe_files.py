@@ -12,6 +12,7 @@ from typing import Any
 from .architectures import (
     check_architecture,
     default_pooling,
+    dimension_keys,
     has_position_table,
     positions,
     text_config,
@@ -48,7 +49,6 @@ _OLD_FLAGS = {
     "lasttoken": Pooling.LAST,
 }
 """What the older form of the file has a flag for, in the order in which the vectors are put side by side."""
-_DIMENSION_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
 _NO_LIMIT = 10**9  # transformers writes 10^30 for "no limit"
 _INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/instructor-xl")
 """Their files do not say that prompts are not pooled; sentence-transformers knows them by name."""
@@ -74,7 +74,7 @@ def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
     tokenizer = read_object(folder / "tokenizer_config.json", missing_ok=True)
     whole = read_model_settings(files.path, config, settings.default_prompt_name, listed=modules.listed)
     pooling, include_prompt, source = _pooling(modules, file, config, settings)
-    token_dimension = _required(file, config, _DIMENSION_KEYS)
+    token_dimension = _required(file, config, dimension_keys(config))
     steps, normalize = _steps(modules, whole.truncate_dim, pooling, token_dimension)
     dimension = size_after(steps, len(pooling) * token_dimension, modules.file)
     return Recipe(

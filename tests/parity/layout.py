@@ -1,0 +1,53 @@
+"""Models as sentence-transformers itself writes them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import transformers
+
+from .families import MAX_LENGTH, Family
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of its imports, none of which is ours
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import transformer
+    from sentence_transformers.base.modules.transformer import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+
+def write(family: Family, folder: Path) -> Path:
+    """A model of a family, pooled by the mean: the folder of it, inside `folder`."""
+    tokenizer = family.tokenizer()
+    bare, path = folder / "bare", folder / "model"
+    family.make(tokenizer).save_pretrained(bare)
+    tokenizer.save_pretrained(bare)
+    with _processor(family):
+        modules = [Transformer(str(bare), max_seq_length=MAX_LENGTH), pooling(family, ("mean",))]
+        SentenceTransformer(modules=modules, device="cpu").save(str(path), create_model_card=False)
+    return path
+
+
+def read(family: Family, path: Path) -> SentenceTransformer:
+    """The model of a folder, as sentence-transformers reads it."""
+    with _processor(family):
+        return SentenceTransformer(str(path), device="cpu", local_files_only=True)
+
+
+def pooling(family: Family, modes: Sequence[str]) -> Pooling:
+    """The module that pools, by one mode or by several."""
+    made: Pooling = Pooling(family.dimension, list(modes))
+    return made
+
+
+@contextmanager
+def _processor(family: Family) -> Iterator[None]:
+    """A tokenizer in place of a processor that cannot be made here; a text meets nothing else of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if family.only_tokenizer:
+            patch.setattr(transformer, "AutoProcessor", transformers.AutoTokenizer)
+        yield

@@ -11,6 +11,7 @@ from embedstream.shared import flags, runfile
 from embedstream.shared.settings import Role, Settings
 
 from . import checks, dead_letters
+from .against import Against
 
 app = flags.new_app(
     "A streaming, queue-driven embedding server. `embedstream serve` starts everything on this machine. Flags are "
@@ -92,6 +93,31 @@ def embed(
     return run(settings, texts or [], dimensions=dimensions, normalize=normalize, truncate=truncate)
 
 
-for _role, _function in ((Role.SERVE, serve), (Role.API, api), (Role.CONSUMER, consumer), (Role.EMBED, embed)):
+def doctor(
+    settings: Settings,
+    name: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="As for --model, and stronger than it.", show_default=False)
+    ] = None,
+    against: Annotated[
+        Against | None,
+        typer.Option(
+            metavar=f"<{'|'.join(Against)}>",
+            help="Compare vectors with those that this library makes of the same files, in float32.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> int:
+    """Load a model as a consumer would, and tell what is made of its files, how fast it is, and what is wrong.
+
+    Ends with 0 when all is well, 1 when a check failed, 78 when the model cannot be served. It needs no Redis.
+    """
+    from .doctor import run
+
+    chosen = settings if name is None else settings.model_copy(update={"model": name})
+    return run(chosen, against=against, as_json=as_json)
+
+
+_COMMANDS = {Role.SERVE: serve, Role.API: api, Role.CONSUMER: consumer, Role.EMBED: embed, Role.DOCTOR: doctor}
+for _role, _function in _COMMANDS.items():
     app.command(_role.value)(flags.command_of(_role, _function))
 app.add_typer(dead_letters.app, name="dead-letters")

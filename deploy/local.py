@@ -21,7 +21,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from embedstream.shared import exits, logs, runfile
+from redis.exceptions import RedisError
+
+from embedstream.shared import exits, load_failures, logs, runfile
+from embedstream.shared.connections import connect_sync
+from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.flags import environment_of, without_settings
 from embedstream.shared.logs import get_logger
 from embedstream.shared.processes import own_identity
@@ -58,6 +62,7 @@ def run(settings: Settings, *, command: Command = role_command) -> int:
 
     Raises:
         Unavailable: the port, the data folder or Valkey is not to be had.
+        ModelLoadError: no consumer can serve the model.
     """
     logs.configure(settings, Role.SERVE)
     with Signals() as signals, bind(settings.host, settings.port) as listener:
@@ -132,13 +137,19 @@ class Supervisor:
         self._readiness = Readiness(reachable_host(self._settings.host), self._port, path)
 
     def watch(self) -> int:
-        """Start again what dies, until somebody asks us to stop or nothing can run. Returns the exit code."""
+        """Start again what dies, until somebody asks us to stop or nothing can run. Returns the exit code.
+
+        Raises:
+            ModelLoadError: no consumer can serve the model; with the reason that one left.
+        """
         while not self._signals.stopping:
             for child in self._children():
                 self._look_after(child)
             for tier in (self._consumers, self._apis):
                 if tier and all(child.final for child in tier):
                     log.error("serve.nothing_left_to_run", processes=[child.name for child in tier])
+                    if tier is self._consumers and (reason := self._reason_left()):
+                        raise ModelLoadError(reason)  # said once more, where people look first: in the last line
                     return exits.FINAL
             self._wait()
         return exits.OK
@@ -223,6 +234,16 @@ class Supervisor:
         log.warning("process.ended", process=child.name, ending=ending_of(code), restart_in_s=round(child.due_in_s))
         if child is self._valkey_child and self._valkey is not None:
             log.warning("valkey.last_words", text=self._valkey.log_tail())
+
+    def _reason_left(self) -> str | None:
+        """Why a consumer could not serve the model, as it has left it in Redis."""
+        client = connect_sync(self._redis_url)
+        try:
+            return load_failures.newest(client, self._settings.key_prefix, self._settings.served_names[0])
+        except (RedisError, OSError):  # each has said it on stderr as well
+            return None
+        finally:
+            client.close()
 
     def _wait(self) -> None:
         """Sleep until something is to be done."""

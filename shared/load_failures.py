@@ -66,7 +66,8 @@ async def told(redis: AsyncRedis, prefix: str, name: str | None) -> str | None:
     """
     table: Any = await redis.hgetall(failures(prefix))
     statuses = dict.fromkeys(status for failed, status in table.items() if name is None or failed.decode() == name)
-    reasons = [_text(await redis.get(status)) for status in list(statuses)[:_MOST_SHOWN]]
+    found: list[Any] = [await redis.get(status) for status in list(statuses)[:_MOST_SHOWN]]
+    reasons = map(_text, found)
     return " ".join(reason for reason in reasons if reason) or None
 
 

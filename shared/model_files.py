@@ -124,12 +124,17 @@ def missing_of_transformer(folder: Path) -> str | None:
     """What lacks of the transformer itself, its adapters and its tokenizer: the name of a file, or None."""
     if not (folder / "config.json").is_file():
         return "config.json"
-    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZERS):
+    if not has_tokenizer(folder):
         return "tokenizer.json"
     for adapter in folder.rglob("adapter_config.json"):
         if not adapter.with_name("adapter_model.safetensors").is_file():
             return adapter.with_name("adapter_model.safetensors").relative_to(folder).as_posix()
     return _missing_weights(folder)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether there is a tokenizer in any form: its settings alone are none."""
+    return any(any(folder.glob(pattern)) for pattern in _TOKENIZERS)
 
 
 def _missing_weights(folder: Path) -> str | None:

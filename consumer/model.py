@@ -14,7 +14,6 @@ from torch import Tensor
 
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import ModelLoadError
-from embedstream.shared.jobs import longest_input
 from embedstream.shared.logs import get_logger
 from embedstream.shared.models import ModelFiles, locate
 from embedstream.shared.recipe import Recipe
@@ -28,6 +27,7 @@ from .device import choose_device, choose_dtype, thread_count
 from .heads import build_head
 from .pooling import pool
 from .tokenizer_files import read_tokenizer
+from .vocabulary import check_tokenizer, with_embeddings
 
 log = get_logger()
 
@@ -109,12 +109,12 @@ class Model:
             written, chat = read_tokenizer(folder, settings.chat_template)
             tokenizer_text = finished(written, do_lower_case=recipe.do_lower_case)
         recipe = replace(
-            _check_vocabulary(module, recipe),
+            with_embeddings(recipe, module),
             adapters=tuple(adapted),
             default_adapter=default_of(settings.default_task, adapters),
         )
         tokenizer = TextTokenizer(tokenizer_text, recipe)
-        _check_tokenizer(tokenizer, recipe)
+        check_tokenizer(tokenizer, recipe, module.config)
         card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=chat)
         model = cls(module, card, tokenizer, _pad_id(module.config), files, reason, adapted)
         model.head = build_head(read_head(files, recipe), model.device)
@@ -209,30 +209,6 @@ class Model:
                     f"what follows the pooling ({self.recipe.head}) gave values that are not numbers: its weights are "
                     "damaged"
                 )
-
-
-def _check_vocabulary(module: Any, recipe: Recipe) -> Recipe:
-    """The recipe with the rows there really are in the embedding matrix: a higher id would end in an index error.
-
-    Its limit is at most what a job can carry.
-    """
-    rows = int(module.get_input_embeddings().weight.shape[0])
-    most = longest_input(rows)
-    if recipe.max_length > most:
-        log.warning("model.limit_lowered", max_length=recipe.max_length, to=most, reason="the largest job")
-    return replace(recipe, vocab_size=rows, max_length=min(recipe.max_length, most))
-
-
-def _check_tokenizer(tokenizer: TextTokenizer, recipe: Recipe) -> None:
-    if tokenizer.vocab_size > recipe.vocab_size:
-        raise ModelLoadError(
-            f"the tokenizer gives ids up to {tokenizer.vocab_size - 1}, the model has embeddings for 0 to "
-            f"{recipe.vocab_size - 1}: it is not this model's tokenizer"
-        )
-    if recipe.max_length <= tokenizer.n_special:
-        raise ModelLoadError(
-            f"--max-model-len {recipe.max_length} leaves no room beside the {tokenizer.n_special} special tokens"
-        )
 
 
 def _pad_id(config: Any) -> int:

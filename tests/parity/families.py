@@ -18,6 +18,7 @@ MAX_LENGTH = 48
 WINDOW = 8
 """Of sliding attention: far below the longest text."""
 
+_SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 _ENCODER = {
     "hidden_size": HIDDEN,
     "num_hidden_layers": 2,
@@ -66,11 +67,12 @@ class Family:
 
     def make(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """A random model, the same each time, whose every weight counts: none is zero or one."""
-        special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        known = self.options.get("text", self.config)()
+        special = {name: getattr(tokenizer, name) for name in _SPECIAL if hasattr(known, name)}
         options = {"vocab_size": len(tokenizer), **special, **self.options}
         text = options.pop("text", None)
         whole: Any = self.config
-        config = whole(**options) if text is None else whole(text_config=text(**options), **special)
+        config = whole(**options) if text is None else whole(text_config=text(**options))
         torch.manual_seed(0)
         kind: Any = self.model or transformers.AutoModel
         made: PreTrainedModel = kind.from_config(config) if self.model is None else kind(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 
 from embedstream.consumer.model import Model
 from embedstream.shared.models import locate
@@ -26,7 +27,9 @@ TOGETHER = ("weightedmean", "cls", "max")
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_matrix(family: Family, tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
     path = layout.write(family, tmp_path)
-    model, reference = Model.load(served.settings(path)), layout.read(family, path)
+    with structlog.testing.capture_logs() as logs:
+        model, reference = Model.load(served.settings(path)), layout.read(family, path)
+    assert [entry for entry in logs if entry["log_level"] != "info"] == []
     lengths = model.tokenizer.encode(TEXTS, truncate_to=model.recipe.max_length).lengths
     assert lengths.max() == model.recipe.max_length == reference.max_seq_length
     assert len(set(lengths.tolist())) > len(TEXTS) / 2

@@ -11,6 +11,7 @@ from typing import Any
 from .errors import ModelLoadError
 
 _SHOWN_CHARS = 100
+_LARGEST_SIZE = 2**31
 
 
 def exists(file: Path) -> bool:
@@ -68,10 +69,10 @@ def size(file: Path, fields: dict[str, Any], key: str) -> int:
     """A number of components.
 
     Raises:
-        ModelLoadError: it is missing, no number, or less than 1.
+        ModelLoadError: it is missing, no number, or none that anything here can have.
     """
     value = integer(file, fields, key)
-    if value is None or value < 1:
+    if value is None or not 1 <= value <= _LARGEST_SIZE:
         raise ModelLoadError(f"{file}: {key} is {shown(fields.get(key))}, not a size")
     return value
 

@@ -20,7 +20,7 @@ from .architectures import (
 from .errors import ModelLoadError
 from .head_files import Cut, Normalize, Step, read_steps, size_after
 from .jobs import TruncationSide
-from .json_files import boolean, integer, read_object, shown
+from .json_files import boolean, integer, read_object, shown, size
 from .logs import get_logger
 from .models import ModelFiles
 from .module_files import Modules, read_modules
@@ -227,7 +227,6 @@ def _truncation_side(folder: Path, tokenizer: dict[str, Any]) -> TruncationSide:
 def _required(file: Path, config: dict[str, Any], keys: tuple[str, ...]) -> int:
     for part in (config, text_config(config)):
         for key in keys:
-            value = integer(file, part, key)
-            if value is not None and value > 0:
-                return value
+            if part.get(key) is not None:
+                return size(file, part, key)
     raise ModelLoadError(f"{file} has none of {', '.join(keys)}")

@@ -144,7 +144,6 @@ CASES: list[Case] = [
     ok("E-INP-10", "empty texts", {"input": ["", "a", ""]}, shaped(3, 7)),
     ok("E-INP-11", "ids of a text", {"input": [_CLS, 85, 87, _SEP]}, equals("the queue")),
     ok("E-INP-11", "ids without specials", {"input": [85, 87]}, equals("the queue", add_special_tokens=False)),
-    ok("E-INP-12", "a model with a prompt", {"input": "the queue"}, equals([_CLS, 85, 87, _SEP]), server="any"),
     *(
         ok("E-INP-13", f"lower-cased, {name}", {"input": "THE QuEuE"}, equals("the queue"), server=name)
         for name in ("tiny", "raw")

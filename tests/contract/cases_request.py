@@ -61,7 +61,7 @@ def id_is(pattern: str) -> Any:
 _OPTIONAL = [
     *("model", "encoding_format", "dimensions", "user", "truncate_prompt_tokens", "truncation_side", "padding"),
     *("add_special_tokens", "embed_dtype", "endianness", "use_activation", "normalize", "request_id", "priority"),
-    *("cache_salt", "mm_processor_kwargs", "task", "messages"),
+    *("cache_salt", "mm_processor_kwargs", "task", "prompt_name", "input_type", "messages"),
 ]
 _WORDS = {
     "encoding_format": ("E-REQ-08", ["float", "base64"]),
@@ -92,7 +92,6 @@ CASES: list[Case] = [
         ok("E-REQ-03", f"unknown field {name}", a(**{name: value}), plain)
         for name, value in {
             "stream": True,
-            "input_type": "query",
             "foo": {"bar": [1]},
             "n": "x",
             "dimension": 4,
@@ -196,7 +195,7 @@ CASES: list[Case] = [
         bad("E-REQ-22 E-ERR-13", f"task {task}", a(task=task), rf"\(parameter=task, value={task}\)", "task")
         for task in ("retrieval.query", "nonsense", "")
     ),
-    misfit("E-REQ-22", "a number for the task", a(task=5), "body.task"),
+    misfit("E-REQ-22 E-TYPE-04", "a number for the task", a(task=5), "body.task"),
     ok("E-REQ-24", "input and messages", a(messages=[{"role": "user", "content": "x"}]), plain),
     # Types
     ok("E-TYPE-01", "dimensions as digits", a(dimensions="8"), lambda reply, _: _same(reply.vectors.shape, (1, 8))),

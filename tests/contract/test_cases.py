@@ -13,6 +13,7 @@ from .cases_length import CASES as LENGTH
 from .cases_neighbours import CASES as NEIGHBOURS
 from .cases_partial import CASES as PARTIAL
 from .cases_pooling import CASES as POOLING
+from .cases_prompts import CASES as PROMPTS
 from .cases_request import CASES as REQUEST
 from .cases_sizes import CASES as SIZES
 from .described import Description
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 CASES = [
     case
-    for group in (REQUEST, INPUTS, LENGTH, SIZES, ANSWERS, ERRORS, HEADERS, PARTIAL, NEIGHBOURS, POOLING)
+    for group in (REQUEST, INPUTS, LENGTH, SIZES, ANSWERS, ERRORS, HEADERS, PARTIAL, NEIGHBOURS, POOLING, PROMPTS)
     for case in group
 ]
 

@@ -8,7 +8,6 @@ import re
 import socket
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -288,17 +287,3 @@ def test_the_page_loads_nothing_from_elsewhere(servers: Servers) -> None:
     assert "/v1/embeddings" in page
     assert not re.findall(r"<(?:script|link|img|iframe)\b|@import|url\(|(?:src|href)=[\"']?(?:https?:)?//", page)
     assert reply.headers["content-security-policy"].startswith("default-src 'none'")
-
-
-@covers("E-POOL-02")
-@pytest.mark.parametrize("name", ["tiny", "raw", "any"])
-def test_vectors_are_those_of_sentence_transformers(servers: Servers, name: str) -> None:
-    """Of tiny models with other pooling; tests/integration compares all-MiniLM-L6-v2 over four hundred texts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own imports, not ours
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(str(servers.folder / name), device="cpu")
-    texts = ["the queue", "How are you", "", "the " * 40]
-    expected = model.encode(texts, prompt="")
-    np.testing.assert_allclose(servers[name].vectors(texts), expected, rtol=1e-4, atol=1e-5 * abs(expected).max())

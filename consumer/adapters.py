@@ -15,6 +15,8 @@ from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.json_files import read_object
 from embedstream.shared.logs import get_logger
 
+from .backbone import POOLER, first_line
+
 log = get_logger()
 
 _CONFIG = "adapter_config.json"
@@ -51,14 +53,9 @@ def find_adapters(folder: Path) -> tuple[AdapterFolder, ...]:
         folder: of the model.
 
     Raises:
-        ModelLoadError: two of one name, one that is no LoRA or has no weights that may be loaded, peft is not
-            installed; or the folder itself is an adapter's.
+        ModelLoadError: two of one name, one that is no LoRA or has no weights that may be loaded; or peft is not
+            installed.
     """
-    if (folder / _CONFIG).is_file():
-        raise ModelLoadError(
-            f"{folder} holds an adapter ({_CONFIG}), not a model to put it on: merge it into its model "
-            "(peft: merge_and_unload, then save_pretrained), or put it into a folder of its own inside the model's"
-        )
     found: dict[str, AdapterFolder] = {}
     for path in sorted(file.parent for place in _PLACES for file in folder.glob(place)):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
@@ -123,18 +120,20 @@ def _adapted(module: torch.nn.Module, adapter: AdapterFolder) -> torch.nn.Module
             str(adapter.path),
             adapter_name=_NAME,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # the report names them in plainer words than the exception
             adapter_kwargs={"local_files_only": True},  # its own argument of this name ends in an error, in 5.23
         )
     except Exception as error:  # peft, transformers, safetensors and torch each raise their own kinds
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ModelLoadError(f"the adapter in {adapter.path} cannot be loaded: {reason}") from error
-    wrong = sorted((*report.missing_keys, *(key for key, *_ in report.mismatched_keys)))
-    if wrong:
+        raise ModelLoadError(f"the adapter in {adapter.path} cannot be loaded: {first_line(error)}") from error
+    lacking = sorted((*report.missing_keys, *(key for key, *_ in report.mismatched_keys)))
+    left_out = sorted(key for key in report.unexpected_keys if not key.startswith(POOLER))
+    if lacking:
+        others = f"; it has others, such as {left_out[0]}" if left_out else ""
         raise ModelLoadError(
-            f"the adapter in {adapter.path} lacks {len(wrong)} tensors of {type(module).__name__}, such as {wrong[0]}"
+            f"the adapter in {adapter.path} lacks {len(lacking)} tensors that fit {type(module).__name__} and its "
+            f"{_CONFIG}, such as {lacking[0]}{others}"
         )
-    if report.unexpected_keys:
-        left_out = sorted(report.unexpected_keys)
+    if left_out:
         log.warning("adapter.tensors_left_out", adapter=adapter.name, tensors=len(left_out), first=left_out[0])
     module_with: torch.nn.Module = adapted.eval()
     return module_with

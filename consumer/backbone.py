@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from embedstream.shared.errors import EmbedstreamError, ModelLoadError
 
 _ENCODERS = frozenset(("mt5", "t5", "umt5"))
-_POOLER = "pooler."  # weights of a head whose output nothing here reads
+POOLER = "pooler."  # weights of a head whose output nothing here reads
 
 
 def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
@@ -119,7 +119,7 @@ def _check_report(folder: Path, module: torch.nn.Module, report: dict[str, Any])
             f"the weights in {folder} are not those of its config.json: {tensor} is {_shape(stored)} there, and "
             f"{_shape(wanted)} by the configuration" + (f"; {len(odd)} tensors differ" if len(odd) > 1 else "")
         )
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_POOLER))
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(POOLER))
     if not missing:
         return
     unused = sorted(report["unexpected_keys"])

@@ -103,7 +103,7 @@ class Model:
         if device.type == "cpu":
             torch.set_num_threads(thread_count(settings))
         with quiet():
-            adapters = find_adapters(folder)
+            adapters = find_adapters(files.path)
             module = load_backbone(folder, device, dtype)
             adapted = with_adapters(module, adapters)
             written, chat = read_tokenizer(folder, settings.chat_template)

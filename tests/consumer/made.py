@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from embedstream.consumer.batching import MicroBatch, in_batches
 from embedstream.consumer.entries import Entry, RawEntry
 from embedstream.consumer.heartbeat import Heartbeat
-from embedstream.consumer.outcome import Embedded, RowVectors
+from embedstream.consumer.outcome import Embedded, Embeds, RowVectors
 from embedstream.consumer.pace import Pace
 from embedstream.consumer.watchdog import State, Watchdog
 from embedstream.consumer.worker import Clients, Limits, Worker
@@ -97,15 +97,16 @@ async def consumer(
     url: str,
     keys: Keys,
     tokenizer: str,
-    device: Device,
+    device: Embeds,
     name: str = "c",
     *,
+    model: ModelCard | None = None,
     budget: int = 512,
     watchdog_s: float = 10,
     **limits: Any,
 ) -> AsyncIterator[Worker]:
-    """A running consumer, drained in the end; what `run` raises comes out of the context."""
-    model = card(tokenizer)
+    """A running consumer, drained in the end; what `run` raises comes out of the context. Without a card: of `card`."""
+    model = model or card(tokenizer)
     said = Announcement(name, "m", ("m",), model.fingerprint.hex(), 3, 64, "mean", "float32", "toy", "r", 1)
     clients = Clients(connect(url), connect_reader(url), connect_reader(url))
     watchdog, pace = Watchdog(watchdog_s), Pace(budget)
@@ -128,7 +129,7 @@ async def consumer(
         tokens_per_s=pace.tokens_per_s,
         moved=moved,
     )
-    reading = TextTokenizer(tokenizer, RECIPE)
+    reading = TextTokenizer(tokenizer, model.recipe)
     limits_ = Limits(budget, **{"drain_timeout_s": 20, "lease_check_s": 0.05, **limits})
     worker = Worker(model, reading, device, clients, keys, name, heartbeat, watchdog, pace, limits_)
     task = asyncio.create_task(worker.run())

@@ -15,7 +15,8 @@ MODEL_TYPES = frozenset(
     (
         *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "eurobert", "gte"),
         *("longformer", "mobilebert", "modernbert", "mpnet", "nomic_bert", "roberta", "roberta-prelayernorm"),
-        *("jina_embeddings_v3", "mt5", "t5", "umt5", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        *("embedding_gemma2", "embedding_gemma2_text", "jina_embeddings_v3", "mt5", "t5", "umt5", "xlm-roberta"),
+        *("xlm-roberta-xl", "xmod"),
         *("embedding_gemma2", "embedding_gemma2_text"),
         *("gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "mistral", "olmo", "olmo2"),
         *("opt", "phi", "phi3", "qwen2", "qwen3"),

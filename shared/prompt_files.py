@@ -11,6 +11,7 @@ from . import refusals
 from .errors import ModelLoadError
 from .json_files import integer, read_object, shown, text
 from .recipe import NO_PROMPT, ROLE
+from .requirement_files import check_requirements
 
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _ALWAYS_THERE = ("query", "document")
@@ -53,6 +54,7 @@ def read_model_settings(
     kind = fields.get("model_type") or "SentenceTransformer"
     if (what := refusals.of_family(kind if isinstance(kind, str) else ascii(kind))) is not None:
         raise ModelLoadError(f"{file}: the model is {what}")
+    check_requirements(file, fields.get("requirements"))
     if not listed:
         fields = {}
     prompts = _prompts(file, "prompts", fields.get("prompts"))

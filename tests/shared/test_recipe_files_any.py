@@ -44,6 +44,7 @@ FILES: dict[str, Any] = {
         "default_prompt_name": "query",
         "model_type": "SentenceTransformer",
         "prompts": {"query": "query: ", "passage": None},
+        "requirements": {"python": ">=3", "torch": {"specifier": ">=2", "reason": "why not"}},
         "similarity_fn_name": "cosine",
         "truncate_dim": 6,
     },

@@ -13,12 +13,15 @@ from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.logs import get_logger
 from embedstream.shared.model_files import has_tokenizer
 
+from .backbone import first_line
 from .probe_texts import SHORT
 
 log = get_logger()
 
 # Letters that are put together or taken apart, and marks that look like special tokens, tell normalisers apart.
 _PROBES = (*SHORT.values(), "A\tB\nC", "Ångström A\u030angstro\u0308m", "<s> [SEP] </s>")
+_LETTERS = "abc xyz 0123456789"
+_HOLLOW_IDS = 2  # at most: one for what is unknown, one for a space
 
 
 def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str, ChatFormat | None]:
@@ -37,7 +40,7 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str
         the folder `additional_chat_templates`, or None without a template.
 
     Raises:
-        ModelLoadError: no tokenizer, or one that cannot be converted.
+        ModelLoadError: no tokenizer, or one that is damaged or cannot be converted.
     """
     if not has_tokenizer(folder):  # transformers would make an empty one for the architecture
         raise ModelLoadError(f"{folder} has no tokenizer: tokenizer.json is missing")
@@ -46,16 +49,20 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str
         written = file.read_text(encoding="utf-8") if file.is_file() else None
         plain = Tokenizer.from_str(written) if written is not None else None
     except Exception as error:  # the library has no class of its own for this
-        raise ModelLoadError(f"{file} is damaged: {error}") from error
+        raise ModelLoadError(f"{file} is damaged: {first_line(error)}") from error
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         backend = getattr(loaded, "backend_tokenizer", None)
     except Exception as error:  # whatever its files and libraries raise
-        raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+        raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     if not isinstance(backend, Tokenizer):
         raise ModelLoadError(f"the tokenizer in {folder} ({type(loaded).__name__}) has no fast form")
     chat = _chat_format(loaded, chat_template)
     converted = backend.to_str()
+    if _is_hollow(Tokenizer.from_str(converted)):
+        raise ModelLoadError(
+            f"the tokenizer in {folder} knows no letters: its files are not those that {type(loaded).__name__} reads"
+        )
     if written is not None and plain is not None and _ids(plain) == _ids(Tokenizer.from_str(converted)):
         return written, chat
     log.info("model.tokenizer_converted", path=str(folder), tokenizer=type(loaded).__name__)
@@ -78,3 +85,9 @@ def _ids(tokenizer: Tokenizer) -> list[list[int]]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(_PROBES))]
+
+
+def _is_hollow(tokenizer: Tokenizer) -> bool:
+    """Whether all letters are one to it: transformers makes such a one where it does not find a vocabulary."""
+    tokenizer.no_truncation()
+    return len(set(tokenizer.encode(_LETTERS, add_special_tokens=False).ids)) <= _HOLLOW_IDS

@@ -34,9 +34,10 @@ SIZE = 300
 _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 
 
-def bert() -> PreTrainedTokenizerBase:
-    """Word pieces between [CLS] and [SEP], in lower case."""
-    return BertTokenizer(vocab=_word_pieces(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")))
+def bert(*, do_lower_case: bool = True) -> PreTrainedTokenizerBase:
+    """Word pieces between [CLS] and [SEP]."""
+    vocab = _word_pieces(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+    return BertTokenizer(vocab=vocab, do_lower_case=do_lower_case)
 
 
 def mpnet() -> PreTrainedTokenizerBase:
@@ -96,11 +97,16 @@ def t5() -> PreTrainedTokenizerBase:
 
 def qwen2() -> PreTrainedTokenizerBase:
     """Pairs of bytes, before the end token as Qwen's embedding models have it; padded on the left by their authors."""
-    vocab, merges = _byte_pairs(())
-    made = Qwen2Tokenizer(vocab=vocab, merges=merges, padding_side="left")
+    made = qwen2_without_end()
     end = made.eos_token
     made.backend_tokenizer.post_processor = _around(made.backend_tokenizer, f"$A {end}", end)
     return made
+
+
+def qwen2_without_end() -> PreTrainedTokenizerBase:
+    """Pairs of bytes alone, as Qwen's chat models have them."""
+    vocab, merges = _byte_pairs(())
+    return Qwen2Tokenizer(vocab=vocab, merges=merges, padding_side="left")
 
 
 def mistral() -> PreTrainedTokenizerBase:

@@ -32,7 +32,7 @@ def check_requirements(file: Path, requirements: object) -> None:
     if not isinstance(requirements, dict):
         raise ModelLoadError(f"{file}: requirements is {shown(requirements)}, not a table of versions")
     for name, asked in requirements.items():
-        package: str = _ALIASES.get(name, name)
+        package = str(_ALIASES.get(name, name))
         if package in _NOT_USED:
             continue
         wanted = asked.get("specifier", "") if isinstance(asked, dict) else asked

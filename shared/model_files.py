@@ -58,6 +58,11 @@ def _is_apart(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/")) or any(fnmatch(name, each) for each in OTHER_RUNTIMES)
 
 
+def belongs(name: str) -> bool:
+    """Whether a file is one of a model, or goes with a copy, by its name alone."""
+    return any(fnmatch(name.rpartition("/")[2], pattern) for pattern in (*PATTERNS, *LICENCES))
+
+
 def licences(folder: Path) -> dict[str, Path]:
     """The files that must go with a copy of the model."""
     return {path.name: path for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}

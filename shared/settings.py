@@ -33,6 +33,7 @@ class Role(StrEnum):
     EMBED = "embed"
     DEAD_LETTERS = "dead-letters"
     DOCTOR = "doctor"
+    FETCH = "fetch"
 
 
 class Dtype(StrEnum):
@@ -157,7 +158,7 @@ class Settings(BaseSettings):
         "Name clients use; repeat for several, the first is shown. Default: the last part of the model's id or path.",
         *_ALL,
     )
-    revision: str | None = _setting(None, "Branch, tag or commit of a Hub model.", *_MODEL)
+    revision: str | None = _setting(None, "Branch, tag or commit of a Hub model.", *_MODEL, Role.FETCH)
     pooling: PoolingName | None = _setting(
         None, "Override the pooling of the model's files; `all` serves one vector for each token.", *_MODEL
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import structlog
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -23,6 +25,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from embedstream.deploy.embedded import EmbeddedServer
+from embedstream.shared import logs
 from embedstream.shared.keys import Keys
 from embedstream.shared.runfile import find_live
 from embedstream.shared.settings import PREFIX, Settings
@@ -73,6 +76,18 @@ def keys(prefix: str) -> Keys:
 def settings(redis_url: str, prefix: str) -> Settings:
     """Settings of this test's own deployment."""
     return Settings(redis_url=redis_url, key_prefix=prefix)
+
+
+@pytest.fixture
+def same_logging() -> Iterator[None]:
+    """For commands that configure logging for their process, which is that of the tests here."""
+    ours, root = logging.getLogger(logs.NAME), logging.getLogger()
+    kept = ours.handlers, ours.level, ours.propagate, root.handlers
+    before = structlog.get_config()
+    with structlog.contextvars.bound_contextvars(role="test"):
+        yield
+    structlog.configure(**before)
+    ours.handlers, ours.level, ours.propagate, root.handlers = kept
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import structlog
 from redis import Redis
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
@@ -24,6 +22,8 @@ from embedstream.shared.settings import Settings
 
 Make = Callable[..., Path]
 
+pytestmark = pytest.mark.usefixtures("same_logging")
+
 
 @pytest.fixture(autouse=True)
 def never_serving(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,18 +33,6 @@ def never_serving(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("the consumer serves")
 
     monkeypatch.setattr(main, "serve", serve)
-
-
-@pytest.fixture(autouse=True)
-def same_logging() -> Iterator[None]:
-    """A consumer configures logging for its process, which is ours here."""
-    ours, root = logging.getLogger("embedstream"), logging.getLogger()
-    kept = ours.handlers, ours.level, ours.propagate, root.handlers
-    before = structlog.get_config()
-    with structlog.contextvars.bound_contextvars(role="test"):
-        yield
-    structlog.configure(**before)
-    ours.handlers, ours.level, ours.propagate, root.handlers = kept
 
 
 def edit(path: Path, **changes: object) -> None:

@@ -11,6 +11,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+HUB_ID = "owner/some-model"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def make_model(folder: Path, *others: str, modules: bool = True) -> Path:
+    """Files that look like a model's with a Dense module, and what else a repository holds."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
+    files = ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json", "2_Dense/config.json"]
+    for name in (*files, "2_Dense/model.safetensors", *others):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name} of {folder.name}")
+    if modules:
+        listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+        (folder / "modules.json").write_text(json.dumps(listed))
+    return folder
+
 
 class LoopbackHub:
     """Repositories by id: for each a table revision -> commit, and for each commit a folder.
@@ -107,3 +127,20 @@ def loopback_hub() -> Iterator[LoopbackHub]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def replaced_hub(cache: Path) -> Iterator[LoopbackHub]:
+    """A Hub that huggingface_hub in this process takes for the real one; its variables are read when it is imported."""
+    with loopback_hub() as stand_in, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", stand_in.url)
+        template = f"{stand_in.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield stand_in
+        huggingface_hub.close_session()  # its connections would be closed by the garbage collector, with a warning
+
+
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

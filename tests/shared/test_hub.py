@@ -8,17 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import structlog
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
-from tests.shared.loopback_hub import LoopbackHub, loopback_hub
+from tests.shared.loopback_hub import COMMIT, HUB_ID, LoopbackHub, make_model, offline, replaced_hub
 
 from embedstream.shared import hub
 from embedstream.shared.errors import ModelLoadError
 
-HUB_ID = "owner/some-model"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER = COMMIT[::-1]
 
 
@@ -28,30 +25,10 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[LoopbackHub]:
-    """The Hub that the library talks to; its variables are read when it is imported."""
-    with loopback_hub() as stand_in:
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", stand_in.url)
-        template = f"{stand_in.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+def remote(cache: Path) -> Iterator[LoopbackHub]:
+    """The Hub that the library talks to."""
+    with replaced_hub(cache) as stand_in:
         yield stand_in
-        huggingface_hub.close_session()  # its connections would be closed by the garbage collector, with a warning
-
-
-def make_model(folder: Path, *others: str, modules: bool = True) -> Path:
-    """Files that look like a model's with a Dense module, and what else a repository holds."""
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
-    files = ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json", "2_Dense/config.json"]
-    for name in (*files, "2_Dense/model.safetensors", *others):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{name} of {folder.name}")
-    if modules:
-        listed = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
-        (folder / "modules.json").write_text(json.dumps(listed))
-    return folder
 
 
 def put_by_hand(cache: Path, folder: Path, *without: str) -> Path:
@@ -64,10 +41,6 @@ def put_by_hand(cache: Path, folder: Path, *without: str) -> Path:
     for name in without:
         (snapshot / name).unlink()
     return snapshot
-
-
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 def test_what_makes_a_model_is_fetched_once(tmp_path: Path, remote: LoopbackHub) -> None:

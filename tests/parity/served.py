@@ -10,24 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from tests.consumer.made import consumer
 
 from embedstream.consumer.batching import MicroBatch
 from embedstream.consumer.embedder import Embedder
 from embedstream.consumer.entries import Entry, RawEntry
 from embedstream.consumer.model import Model
+from embedstream.producer import Producer
 from embedstream.shared.jobs import Job
+from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.settings import Dtype, Settings
 from embedstream.shared.tokenization import Tokens
 
+NAME = "m"
 Vectors = Sequence[NDArray[np.float32]]
 
 
 def settings(path: Path) -> Settings:
     """Of a consumer that computes in float32 on one core."""
-    return Settings(model=str(path), dtype=Dtype.FLOAT32, device="cpu", threads=1)
+    return Settings(model=str(path), served_model_name=(NAME,), dtype=Dtype.FLOAT32, device="cpu", threads=1)
 
 
 def ours(model: Model, texts: Sequence[str], pooling: tuple[Pooling, ...]) -> Vectors:
@@ -37,6 +41,17 @@ def ours(model: Model, texts: Sequence[str], pooling: tuple[Pooling, ...]) -> Ve
     batch = _batch(tokens, VectorOptions(normalize=False, per_token=pooling == (Pooling.ALL,)))
     (group,) = Embedder(model).embed(batch).groups
     return list(group.vectors) if group.bounds is None else np.split(group.vectors, group.bounds[1:-1])
+
+
+async def through_queue(model: Model, texts: Sequence[str], redis_url: str, keys: Keys) -> Vectors:
+    """What a producer gets for some texts from a consumer of the model."""
+    settings = Settings(redis_url=redis_url, key_prefix=keys.prefix, scale_from_zero_s=30)
+    async with (
+        consumer(redis_url, keys, model.card.tokenizer, Embedder(model), model=model.card),
+        Producer(settings=settings, model=NAME) as producer,
+    ):
+        vectors: NDArray[np.float32] = await producer.embed(texts, long_inputs="truncate")
+    return list(vectors)
 
 
 def theirs(model: SentenceTransformer, texts: Sequence[str], value: str = "sentence_embedding") -> Vectors:

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from embedstream.consumer.model import Model
+from embedstream.shared.keys import Keys
 from embedstream.shared.models import locate
 from embedstream.shared.recipe import Pooling
 from embedstream.shared.recipe_files import read_recipe
@@ -25,7 +26,9 @@ TOGETHER = ("weightedmean", "cls", "max")
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_matrix(family: Family, tmp_path: Path, record_property: Callable[[str, Any], None]) -> None:
+async def test_matrix(
+    family: Family, tmp_path: Path, redis_url: str, keys: Keys, record_property: Callable[[str, Any], None]
+) -> None:
     path = layout.write(family, tmp_path)
     with structlog.testing.capture_logs() as logs:
         model, reference = Model.load(served.settings(path)), layout.read(family, path)
@@ -33,6 +36,9 @@ def test_matrix(family: Family, tmp_path: Path, record_property: Callable[[str, 
     lengths = model.tokenizer.encode(TEXTS, truncate_to=model.recipe.max_length).lengths
     assert lengths.max() == model.recipe.max_length == reference.max_seq_length
     assert len(set(lengths.tolist())) > len(TEXTS) / 2
+
+    queued = await served.through_queue(model, TEXTS, redis_url, keys)
+    assert served.error(queued, served.theirs(reference, TEXTS)) <= TOLERANCE
 
     def expected(modes: Sequence[str]) -> served.Vectors:
         reference[1] = layout.pooling(family, modes)

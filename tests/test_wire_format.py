@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from embedstream.shared import jobs, results
+from embedstream.shared.cards import ModelCard
 from embedstream.shared.jobs import Job
+from embedstream.shared.recipe import Pooling, Recipe
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "wire-format.md").read_text()
 
@@ -54,6 +58,16 @@ def test_the_tables_follow_the_code(section: str, size: int) -> None:
         assert int(offset) == at
         at += int(width)
     assert at == size == 80
+
+
+def test_every_field_of_a_cards_recipe_is_told() -> None:
+    card = ModelCard("m", Recipe(8, (Pooling.MEAN,), normalize=True, dimension=4, vocab_size=100), "{}", "r")
+    fields = json.loads(zlib.decompress(b"".join(card.encode())))["recipe"]
+    table = PAGE.split("| field of `recipe` |")[1]
+    named = [
+        name for cell in re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    ]
+    assert sorted(named) == sorted(fields)
 
 
 @pytest.mark.integration

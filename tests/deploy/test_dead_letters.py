@@ -208,6 +208,18 @@ def test_show_counts_token_ids(redis: redis_sync.Redis, keys: Keys, run: Any) ->
     assert "no texts" in result.stderr
 
 
+def test_prompt_and_adapter_are_shown_and_kept(redis: redis_sync.Redis, keys: Keys, run: Any) -> None:
+    job = replace(text_job(2), lane=Lane.INTERACTIVE, prompt_name="role:query", adapter="retrieval.query")
+    letter = keep(redis, keys, job)
+    plain = run("show", letter).stdout
+    for line in ("prompt_name +role:query", "adapter +retrieval.query"):
+        assert re.search(f"^{line}$", plain, re.MULTILINE), line
+    assert run("replay", letter).exit_code == 0
+    ((_, fields),) = on_lane(redis, keys, Lane.INTERACTIVE)
+    again = jobs.decode(fields[b"h"], fields[b"b"])
+    assert (again.prompt_name, again.adapter) == ("role:query", "retrieval.query")
+
+
 def test_show_a_damaged_one(redis: redis_sync.Redis, keys: Keys, run: Any) -> None:
     header, body = ids_job(1).encode()
     letter = keep(redis, keys, ids_job(1), b=body[:-1])

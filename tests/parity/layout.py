@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 from .families import MAX_LENGTH, Family
@@ -15,20 +16,34 @@ from .families import MAX_LENGTH, Family
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its imports, none of which is ours
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import transformer
+    from sentence_transformers.base.modules import transformer as transformers_module
     from sentence_transformers.base.modules.transformer import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+
+__all__ = ["Dense", "Normalize", "Pooling", "pooling", "read", "write"]
 
 
-def write(family: Family, folder: Path) -> Path:
-    """A model of a family, pooled by the mean: the folder of it, inside `folder`."""
+def write(family: Family, folder: Path, *layers: torch.nn.Module, prompts: dict[str, str] | None = None) -> Path:
+    """A model of a family.
+
+    Args:
+        family: that the transformer is of.
+        folder: where it is made.
+        layers: that follow the transformer; without any, the mean.
+        prompts: of the model.
+
+    Returns:
+        The folder of it, inside `folder`.
+    """
     tokenizer = family.tokenizer()
     bare, path = folder / "bare", folder / "model"
     family.make(tokenizer).save_pretrained(bare)
     tokenizer.save_pretrained(bare)
     with _processor(family):
-        modules = [Transformer(str(bare), max_seq_length=MAX_LENGTH), pooling(family, ("mean",))]
-        SentenceTransformer(modules=modules, device="cpu").save(str(path), create_model_card=False)
+        transformer = Transformer(str(bare), max_seq_length=MAX_LENGTH)
+        modules = [transformer, *(layers or [pooling(family, ("mean",))])]
+        made = SentenceTransformer(modules=modules, device="cpu", prompts=prompts)
+        made.save(str(path), create_model_card=False)
     return path
 
 
@@ -49,5 +64,5 @@ def _processor(family: Family) -> Iterator[None]:
     """A tokenizer in place of a processor that cannot be made here; a text meets nothing else of it."""
     with pytest.MonkeyPatch.context() as patch:
         if family.only_tokenizer:
-            patch.setattr(transformer, "AutoProcessor", transformers.AutoTokenizer)
+            patch.setattr(transformers_module, "AutoProcessor", transformers.AutoTokenizer)
         yield

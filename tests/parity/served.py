@@ -43,14 +43,16 @@ def ours(model: Model, texts: Sequence[str], pooling: tuple[Pooling, ...]) -> Ve
     return list(group.vectors) if group.bounds is None else np.split(group.vectors, group.bounds[1:-1])
 
 
-async def through_queue(model: Model, texts: Sequence[str], redis_url: str, keys: Keys) -> Vectors:
+async def through_queue(
+    model: Model, texts: Sequence[str], redis_url: str, keys: Keys, input_type: str | None = None
+) -> Vectors:
     """What a producer gets for some texts from a consumer of the model."""
     settings = Settings(redis_url=redis_url, key_prefix=keys.prefix, scale_from_zero_s=30)
     async with (
         consumer(redis_url, keys, model.card.tokenizer, Embedder(model), model=model.card),
         Producer(settings=settings, model=NAME) as producer,
     ):
-        vectors: NDArray[np.float32] = await producer.embed(texts, long_inputs="truncate")
+        vectors: NDArray[np.float32] = await producer.embed(texts, long_inputs="truncate", input_type=input_type)
     return list(vectors)
 
 

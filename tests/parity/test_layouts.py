@@ -1,0 +1,107 @@
+"""Whole models of several families, in the layout of today and in that of sentence-transformers before version 5."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedstream.consumer.model import Model
+from embedstream.shared.keys import Keys
+from embedstream.shared.recipe import Pooling
+
+from . import layout, served
+from .families import FAMILIES, Family
+from .layout import Dense, Normalize
+from .texts import TEXTS
+
+TOLERANCE = 1e-5
+PROMPTS = {"query": "Represent the question: ", "document": "of text: "}
+FLAGS = {
+    "pooling_mode_cls_token": True,
+    "pooling_mode_mean_tokens": False,
+    "pooling_mode_max_tokens": True,
+    "pooling_mode_mean_sqrt_len_tokens": True,
+    "pooling_mode_weightedmean_tokens": True,
+    "pooling_mode_lasttoken": True,
+}
+
+
+def named(*names: str) -> Sequence[Family]:
+    return [family for family in FAMILIES if family.name in names]
+
+
+def in_the_old_layout(path: Path, settings_file: str) -> None:
+    """Rewrite what sentence-transformers wrote to what its versions 0 to 2 wrote."""
+    inner = path / "0_Transformer"
+    inner.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.move(path / name, inner / name)
+    own = json.loads((path / "sentence_bert_config.json").read_text())
+    (path / "sentence_bert_config.json").unlink()
+    tokenizer = json.loads((inner / "tokenizer_config.json").read_text())
+    limit = own.get("max_seq_length") or tokenizer["model_max_length"]
+    (inner / settings_file).write_text(json.dumps({"max_seq_length": limit, "do_lower_case": True}))
+    modules = [("0_Transformer", "Transformer"), ("1_Pooling", "Pooling")]
+    listed = [
+        {"idx": place, "name": str(place), "path": folder, "type": f"sentence_transformers.models.{kind}"}
+        for place, (folder, kind) in enumerate(modules)
+    ]
+    (path / "modules.json").write_text(json.dumps(listed))
+    dimension = json.loads((path / "1_Pooling" / "config.json").read_text())["embedding_dimension"]
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": dimension, **FLAGS}))
+    (path / "config_sentence_transformers.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("family", "settings_file"),
+    [
+        *((family, "sentence_bert_config.json") for family in named("MPNet", "T5, encoder", "Qwen2")),
+        *((family, "sentence_xlm-roberta_config.json") for family in named("XLM-RoBERTa")),
+    ],
+)
+def test_the_old_layout(family: Family, settings_file: str, tmp_path: Path) -> None:
+    path = layout.write(family, tmp_path)
+    in_the_old_layout(path, settings_file)
+    model, reference = Model.load(served.settings(path)), layout.read(family, path)
+    assert model.recipe.max_length == reference.max_seq_length
+    assert model.recipe.pooling == (
+        Pooling.CLS, Pooling.MAX, Pooling.MEAN_SQRT_LEN, Pooling.WEIGHTED_MEAN, Pooling.LAST,
+    )  # fmt: skip
+    ours = served.ours(model, TEXTS, model.recipe.pooling)
+    assert served.error(ours, served.theirs(reference, TEXTS)) <= TOLERANCE
+
+
+def layers(family: Family) -> Iterator[Any]:
+    """What follows the transformer in published models of some families."""
+    match family.name:
+        case "Qwen3":  # as Qwen3-Embedding
+            yield layout.pooling(family, ("lasttoken",))
+        case "T5, encoder":  # as sentence-t5
+            yield layout.pooling(family, ("mean",))
+            yield Dense(family.dimension, 40, bias=False)
+        case _:  # as EmbeddingGemma
+            yield layout.pooling(family, ("mean", "max"))
+            yield Dense(2 * family.dimension, 48)
+            yield Dense(48, 20)
+    yield Normalize()
+
+
+@pytest.mark.parametrize(
+    "family", named("Qwen3", "T5, encoder", "EmbeddingGemma (Gemma 3, both directions)"), ids=lambda family: family.name
+)
+async def test_whole_models(family: Family, tmp_path: Path, redis_url: str, keys: Keys) -> None:
+    path = layout.write(family, tmp_path, *layers(family), prompts=PROMPTS)
+    model, reference = Model.load(served.settings(path)), layout.read(family, path)
+    for role, encode in (("query", reference.encode_query), ("document", reference.encode_document)):
+        vectors = await served.through_queue(model, TEXTS, redis_url, keys, input_type=role)
+        expected = [encode(text, show_progress_bar=False) for text in TEXTS]
+        assert served.error(vectors, expected) <= TOLERANCE, role
+    plain = await served.through_queue(model, TEXTS, redis_url, keys)
+    assert served.error(plain, served.theirs(reference, TEXTS)) <= TOLERANCE
+    assert np.abs(np.array(plain) - np.array(vectors)).max() > 0.01

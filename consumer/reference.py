@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,11 @@ from embedstream.shared.options import VectorOptions
 from embedstream.shared.recipe import ROLE, Recipe
 from embedstream.shared.settings import Settings
 
+from .adapters import find_adapters
 from .agreement import REFERENCE, Agreement, agreement
 from .backbone import quiet
 from .examination import Check, Examined, State, Tell
+from .model import Model
 
 _EVERY = 4
 """Prompts, sizes and tokens are compared on each fourth text: what may go wrong there does not hang on the text."""
@@ -53,6 +57,10 @@ class _Way:
     function: str = "encode"
     every: int = _EVERY
 
+    def adapter(self, recipe: Recipe) -> str:
+        """What computes it, as a consumer chooses; "" for the bare model."""
+        return recipe.adapter_of(self.ours.get("adapter", ""), self.ours.get("prompt", ""))
+
 
 def compare(settings: Settings, examined: Examined, tell: Tell) -> list[Check]:
     """Embed the texts with sentence-transformers, one at a time, and compare.
@@ -69,19 +77,37 @@ def compare(settings: Settings, examined: Examined, tell: Tell) -> list[Check]:
         try:
             from sentence_transformers import SentenceTransformer
 
-            reference: Any = SentenceTransformer(
-                path, device=str(examined.model.device), local_files_only=True, model_kwargs={"dtype": "float32"}
+            load: Callable[[], Any] = partial(
+                SentenceTransformer,
+                path,
+                device=str(examined.model.device),
+                local_files_only=True,
+                model_kwargs={"dtype": "float32"},
             )
+            reference = load()
         except Exception as error:  # noqa: BLE001 (whatever it and transformers raise)
             found = f"sentence-transformers does not load {path}: {_first_line(error)}"
             return [Check("loading", State.FAILED, found)]
         checks = [_limit_check(reference, examined.model.recipe, settings)]
         tell("comparing tokens")
         checks.append(_tokens_check(reference, examined))
-        for way in _ways(examined.model.recipe, reference):
-            tell(f"comparing {way.name}")
-            checks.append(_way_check(reference, examined, way, settings))
+        recipe = examined.model.recipe
+        ways = sorted(_ways(recipe, reference), key=lambda way: way.adapter(recipe))
+        for adapter, of_adapter in groupby(ways, key=lambda way: way.adapter(recipe)):
+            adapted = _with_adapter(load, examined.model, adapter, reference.max_seq_length) if adapter else reference
+            for way in of_adapter:
+                tell(f"comparing {way.name}")
+                checks.append(_way_check(adapted, examined, way, settings))
     return checks
+
+
+def _with_adapter(load: Callable[[], Any], model: Model, name: str, max_seq_length: int | None) -> Any:
+    """Another one, that has the adapter alone: it is put on for good."""
+    reference = load()
+    (folder,) = (each.path for each in find_adapters(model.files.path) if each.name == name)
+    reference.load_adapter(str(folder))
+    reference.max_seq_length = max_seq_length
+    return reference
 
 
 def _ways(recipe: Recipe, reference: Any) -> Iterator[_Way]:
@@ -100,7 +126,7 @@ def _ways(recipe: Recipe, reference: Any) -> Iterator[_Way]:
         if text and name in reference.prompts:
             yield _Way(f"prompt {name}", {"prompt": name}, {"prompt_name": name})
     for adapter in recipe.adapters:
-        yield _Way(f"adapter {adapter}", {"adapter": adapter}, {"task": adapter})
+        yield _Way(f"adapter {adapter}", {"adapter": adapter})
     if recipe.prompts or recipe.adapters:
         for role in ("query", "document"):
             yield _Way(f"encode_{role}", {"prompt": f"{ROLE}{role}"}, function=f"encode_{role}")

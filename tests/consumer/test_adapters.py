@@ -20,7 +20,9 @@ from transformers import AutoModel, JinaEmbeddingsV3Config, JinaEmbeddingsV3Mode
 from embedstream.consumer import adapters
 from embedstream.consumer.direct import Direct
 from embedstream.consumer.embedder import Embedder
+from embedstream.consumer.examination import State, examine
 from embedstream.consumer.model import Model
+from embedstream.consumer.reference import compare
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.jobs import Job, text_lengths
 from embedstream.shared.lanes import LANES
@@ -172,6 +174,18 @@ async def test_jobs_of_several_adapters_in_flight(make: Callable[[str], Path], f
             assert found[number].messages == (
                 "The model has no adapter `none`; it has `retrieval.query`, `separation`, `text-matching`.",
             )
+
+
+def test_the_doctor_compares_each_adapter(make: Callable[[str], Path]) -> None:
+    folder = make("bert")
+    own = settings(folder, default_task="separation")
+    _, examined = examine(own, lambda _: None)
+    shutil.rmtree(folder / "separation")
+    shutil.copytree(folder / "text_matching", folder / "separation")  # sentence-transformers reads another one
+    states = {check.name: check.state for check in compare(own, examined, lambda _: None)}
+    wrong = {name for name, state in states.items() if state is not State.OK}
+    assert wrong == {"vectors of tokens", "vectors", "adapter separation", "encode_document"}
+    assert {"adapter retrieval.query", "adapter text-matching", "encode_query"} < set(states)
 
 
 def rewrite(file: Path, **fields: Any) -> None:

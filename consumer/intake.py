@@ -13,12 +13,13 @@ from embedstream.shared import jobs
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.chunks import piece_counts, piece_lengths, travelling
 from embedstream.shared.errors import InvalidInput, MalformedJob
+from embedstream.shared.input_checks import resolve_truncation
 from embedstream.shared.jobs import Job, LongInputs, TruncationSide
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER, FIELD_REPLY
 from embedstream.shared.left_out import NOT_IN_PIECES, check_side, is_left_out
 from embedstream.shared.logs import frames_of, get_logger
 from embedstream.shared.results import ResultPart, Status, failed
-from embedstream.shared.tokenization import TextTokenizer, Tokens, cut, offsets, resolve_truncation
+from embedstream.shared.tokenization import TextTokenizer, Tokens, cut, offsets
 
 from .entries import Entry, Pieces, RawEntry
 

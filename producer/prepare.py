@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedstream.shared.errors import InputTooLong, InvalidInput, NotServed, Unavailable
+from embedstream.shared.input_checks import long_texts, resolve_truncation, too_long, unknown_ids, without_tokens
 from embedstream.shared.jobs import MAX_BODY_BYTES, MAX_STRING_BYTES, LongInputs, TruncationSide, text_lengths
 from embedstream.shared.left_out import check_side, is_left_out, not_in_pieces
 from embedstream.shared.recipe import ROLE, Recipe
@@ -20,17 +21,13 @@ from embedstream.shared.tokenization import (
     Tokens,
     cut,
     lone_surrogate,
-    long_texts,
     malformed_texts,
-    resolve_truncation,
-    too_long,
-    unknown_ids,
-    without_tokens,
 )
 
 from .failures import Refusals
 from .fleet import ServedModel
 from .request import Inputs, Options, Prepared
+from .token_ids import columns, sequences
 
 ON_LOOP_CHARS = 2_000
 INPUT_CHARS = 20
@@ -48,7 +45,6 @@ MAX_WHOLE_CHARS = 4 * 1024 * 1024
 """Of a text that is cut or embedded in pieces, for it is tokenised whole: about a million tokens, and seconds."""
 
 _large_texts = ThreadPoolExecutor(2, "large-texts")
-_MAX_ID = np.iinfo(np.int64).max
 _MAX_OPTION = 2**31  # what a job has room for, and more than any model offers
 
 
@@ -81,7 +77,7 @@ async def prepare(inputs: Inputs, options: Options, served: ServedModel) -> Prep
         recipe.check_dimensions(options.vectors.dimensions, served.card.model, per_token=options.vectors.per_token)
         refusals.take(without_tokens(tokens.lengths))
     else:
-        rows = _rows(inputs)
+        rows = sequences(inputs)
         if sum(map(len, rows)) + ROW_IDS * len(rows) <= ON_LOOP_IDS:
             tokens = _take_ids(rows, options, served, refusals)
         else:
@@ -293,19 +289,9 @@ def _are_texts(inputs: Inputs) -> TypeGuard[Sequence[str]]:
     return texts > 0
 
 
-def _rows(inputs: Inputs) -> Sequence[Sequence[int]]:
-    for index, row in enumerate(inputs):
-        if not isinstance(row, (list, tuple, np.ndarray)):
-            raise InvalidInput(
-                f"Inputs are texts or sequences of token ids; the input at index {index} is a {type(row).__name__}.",
-                param="input",
-            )
-    return inputs  # type: ignore[return-value] # checked above
-
-
 def _take_ids(rows: Sequence[Sequence[int]], options: Options, served: ServedModel, refusals: Refusals) -> Tokens:
     recipe = served.card.recipe
-    ids, lengths = _columns(rows, refusals)
+    ids, lengths = columns(rows, refusals)
     limit = _limit(options, recipe, n_special=0)
     if limit is None and not _is_chunked(options):
         refusals.take(too_long(lengths, recipe.max_length))
@@ -314,24 +300,3 @@ def _take_ids(rows: Sequence[Sequence[int]], options: Options, served: ServedMod
     refusals.take(unknown_ids(ids, lengths, recipe.vocab_size))
     longest = int(lengths.max(initial=1))
     return cut(ids, lengths, limit or longest, options.truncation_side, recipe.truncation_side)
-
-
-def _columns(rows: Sequence[Sequence[int]], refusals: Refusals) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-    columns = []
-    for index, row in enumerate(rows):
-        try:
-            column: NDArray[Any] = np.asarray(row) if len(row) else np.empty(0, np.int64)
-        except (OverflowError, ValueError):  # nested, each in its own way
-            column = np.empty((0, 0))
-        # Not by asking for integers: numpy would then take 1.7, "7" and True for ids.
-        if column.ndim != 1 or column.dtype.kind not in "iu" or (len(column) and column.max() > _MAX_ID):
-            reason = InvalidInput(
-                f"The input at index {index} must be one flat sequence of token ids; something in it is nested, or not "
-                "an integer of at most 64 bits.",
-                param="input",
-            )
-            refusals.refuse(index, reason)
-            column = np.empty(0, np.int64)
-        columns.append(column)
-    lengths = np.fromiter(map(len, columns), np.uint32, len(columns))
-    return np.concatenate(columns).astype(np.int64), lengths

@@ -9,7 +9,7 @@ import pytest
 from embedstream.shared import tokenization
 from embedstream.shared.errors import InvalidInput
 from embedstream.shared.recipe import Pooling, Recipe
-from embedstream.shared.tokenization import TextTokenizer, long_texts
+from embedstream.shared.tokenization import TextTokenizer
 
 RECIPE = Recipe(8, (Pooling.MEAN,), normalize=False, dimension=4, vocab_size=100)
 
@@ -51,11 +51,6 @@ def test_a_prompt_may_make_texts_unreadable() -> None:
     tokenizer = TextTokenizer(json.dumps({"version": "1.0", "model": words, "added_tokens": []}), RECIPE)
     assert not dict(tokenizer.unreadable(["a", "b"]))
     assert sorted(dict(tokenizer.unreadable(["a", "b"], 3, "x"))) == [3, 4]
-
-
-def test_texts_too_long_with_their_prompt() -> None:
-    assert [index for index, _ in long_texts(["a" * 5, "a" * 6], 2, 5, 5)] == [1]
-    assert not list(long_texts(["a" * 5, "a" * 6], 2, 5))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,9 @@ def run(
     dimensions: int | None,
     normalize: bool | None,
     truncate: bool,
+    prompt_name: str | None = None,
+    input_type: str | None = None,
+    task: str | None = None,
     stdin: TextIO | None = None,
     stdout: BinaryIO | None = None,
 ) -> int:
@@ -51,7 +54,13 @@ def run(
         for some in _slices(source):
             try:
                 vectors = producer.embed(
-                    some, dimensions=dimensions, normalize=normalize, truncate_prompt_tokens=-1 if truncate else None
+                    some,
+                    dimensions=dimensions,
+                    normalize=normalize,
+                    truncate_prompt_tokens=-1 if truncate else None,
+                    prompt_name=prompt_name,
+                    input_type=input_type,
+                    task=task,
                 )
             except InputTooLong as error:
                 raise InputTooLong(f"{error} {_LONG}", param=error.param) from None

@@ -138,6 +138,11 @@ def test_a_consumer_alone_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert consumer_main.consume(Settings()) == 78
 
 
+OPTIONS: dict[str, Any] = dict.fromkeys(
+    ("dimensions", "normalize", "truncate_prompt_tokens", "prompt_name", "input_type", "task")
+)
+
+
 def test_embed_prints_a_line_for_each_text(server: str, calls: list[tuple[str | None, dict[str, Any]]]) -> None:
     result = CliRunner().invoke(cli.app, ["embed", "a", "bcé", "--dimensions", "2", "--no-normalize", "--truncate"])
     assert result.exit_code == 0, result.output
@@ -147,7 +152,14 @@ def test_embed_prints_a_line_for_each_text(server: str, calls: list[tuple[str | 
     ]
     assert "a warning" in result.stderr
     assert "a note" not in result.stderr
-    assert calls == [(server, {"dimensions": 2, "normalize": False, "truncate_prompt_tokens": -1})]
+    assert calls == [(server, OPTIONS | {"dimensions": 2, "normalize": False, "truncate_prompt_tokens": -1})]
+
+
+def test_embed_asks_for_prompt_and_adapter(server: str, calls: list[tuple[str | None, dict[str, Any]]]) -> None:
+    flags = ["--prompt-name", "", "--input-type", "query", "--task", "retrieval.query"]
+    assert CliRunner().invoke(cli.app, ["embed", "a", *flags]).exit_code == 0
+    asked = {"prompt_name": "", "input_type": "query", "task": "retrieval.query"}
+    assert calls == [(server, OPTIONS | asked)]
 
 
 def test_embed_reads_lines(
@@ -158,7 +170,7 @@ def test_embed_reads_lines(
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(line["index"], line["text"]) for line in lines] == [(0, "one"), (1, "two "), (2, "three")]
-    assert calls == [(server, {"dimensions": None, "normalize": None, "truncate_prompt_tokens": None})] * 2
+    assert calls == [(server, OPTIONS)] * 2
 
 
 def test_a_dash_is_stdin_and_an_empty_line_an_empty_text(

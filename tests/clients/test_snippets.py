@@ -25,7 +25,7 @@ def test_every_client_has_its_lines() -> None:
         "LiteLLM",
     ]
     assert all("```python" in section for section in sections)
-    assert len(SNIPPETS) == PAGE.count("```python") == 9
+    assert len(SNIPPETS) == PAGE.count("```python") == 10
 
 
 @pytest.mark.parametrize(("kind", "code"), SNIPPETS)

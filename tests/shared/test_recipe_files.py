@@ -292,6 +292,8 @@ def test_damaged_files_are_named(make: Make, name: str, content: str) -> None:
         ({**BERT, "vocab_size": None}, "has none of vocab_size"),
         ({**BERT, "vocab_size": "many"}, "vocab_size is 'many', not a number"),
         ({**BERT, "hidden_size": True}, "hidden_size is True, not a number"),
+        ({**BERT, "hidden_size": 0}, "hidden_size is 0, not a size"),
+        ({**BERT, "hidden_size": 10**30}, "hidden_size is 10+, not a size"),
         ({"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 9}, "has none of hidden_size"),
         ('{"vocab_size": Infinity, "hidden_size": 3, "n_positions": 9}', "vocab_size is inf"),
     ],

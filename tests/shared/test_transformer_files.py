@@ -24,7 +24,7 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
         {"query_length": 32},
         {"document_length": 32},
         {"tokenizer_name_or_path": "another/model"},
-        {"modality_config": {"message": TEXT}},
+        {"modality_config": {"text": TEXT, "message": TEXT}},
         {"modality_config": {"text": {**TEXT, "method_output_name": "pooler_output"}}},
         {"modality_config": {"image": TEXT}},
         {"modality_config": 3},

@@ -19,7 +19,7 @@ from embedstream.shared import results
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.connections import connect
 from embedstream.shared.keys import Keys
-from embedstream.shared.recipe import Pooling, Recipe
+from embedstream.shared.recipe import NO_PROMPT, Pooling, Recipe
 from embedstream.shared.results import Status
 from embedstream.shared.settings import Settings
 
@@ -86,6 +86,54 @@ async def test_what_can_be_refused_is(patient: Settings) -> None:
     assert "`m`, `alias`" in unknown.json()["error"]["message"]
     assert ids.status_code == 503
     assert "send texts" in ids.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt", "adapter"),
+    [
+        ({}, "", ""),
+        ({"prompt_name": ""}, NO_PROMPT, ""),
+        ({"prompt_name": "query", "task": "sorting"}, "query", "sorting"),
+        ({"input_type": "document"}, "role:document", ""),
+    ],
+)
+async def test_names_go_to_the_consumer_as_they_are(
+    patient: Settings,
+    keys: Keys,
+    redis_url: str,
+    wordpiece_json: str,
+    fields: dict[str, str],
+    prompt: str,
+    adapter: str,
+) -> None:
+    recipe = Recipe(16, (Pooling.MEAN,), normalize=False, dimension=4, vocab_size=1000, matryoshka_dims=None)
+    redis = connect(redis_url)
+    async with (
+        Producer(settings=patient, model=patient.chosen_model) as producer,
+        connect_to_app(create_app(patient, producer)) as client,
+        stub_consumers(redis_url, keys) as start,
+    ):
+        waiting: asyncio.Task[httpx2.Response] = asyncio.create_task(client.post(URL, json={"input": "a", **fields}))
+        await queued(redis, keys)
+        stub = await start(ModelCard("m", recipe, wordpiece_json, "r"))
+        assert (await waiting).status_code == 200
+    await redis.aclose()
+    (job,) = stub.seen
+    assert (job.prompt_name, job.adapter) == (prompt, adapter)
+
+
+async def test_names_that_no_model_has_are_refused(patient: Settings) -> None:
+    async with (
+        Producer(settings=patient, model=patient.chosen_model) as producer,
+        connect_to_app(create_app(patient, producer)) as client,
+    ):
+        for field in ("prompt_name", "input_type", "task"):
+            response = await client.post(URL, json={"input": "a", field: "x" * 10_000_000})
+            error = response.json()["error"]
+            assert (response.status_code, error["param"]) == (400, field)
+            assert len(error["message"]) < 200
+        both = await client.post(URL, json={"input": "a", "prompt_name": "query", "input_type": "query"})
+        assert (both.status_code, both.headers["retry-after"]) == (503, "2")
 
 
 async def test_length_errors_come_as_answers(

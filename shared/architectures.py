@@ -38,7 +38,7 @@ _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ct
 
 
 def check_architecture(file: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model whose weights were made for something else than vectors.
+    """Refuse a model whose weights were made for something else than vectors, and that nobody says to pool.
 
     Args:
         file: its `config.json`, for the message.

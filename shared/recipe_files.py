@@ -70,7 +70,8 @@ def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
     file = folder / "config.json"
     own = read_transformer_settings(folder)
     config = read_object(file)
-    check_architecture(file, config)
+    if not modules.listed:
+        check_architecture(file, config)
     tokenizer = read_object(folder / "tokenizer_config.json", missing_ok=True)
     whole = read_model_settings(files.path, config, settings.default_prompt_name, listed=modules.listed)
     pooling, include_prompt, source = _pooling(modules, file, config, settings)

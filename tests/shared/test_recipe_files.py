@@ -321,3 +321,9 @@ def test_models_that_have_no_vectors(make: Make, architecture: str, instead: str
     files = make(modules=None, config={**BERT, "architectures": [architecture]})
     with pytest.raises(ModelLoadError, match=f"config.json: by its architecture '{architecture}' .*{instead}"):
         recipe_of(files, pooling=PoolingName.CLS)
+
+
+def test_vectors_of_a_model_that_was_something_else_before(make: Make) -> None:
+    """Its modules count: sentence-transformers reads the same weights without their head."""
+    files = make(config={**BERT, "architectures": ["BertForSequenceClassification"]})
+    assert recipe_of(files).pooling == (Pooling.CLS,)

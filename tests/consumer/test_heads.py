@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from embedstream.consumer.heads import build_head
 from embedstream.consumer.model import Model
 from embedstream.consumer.pooling import cut_and_normalize, pool
-from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.errors import InvalidInput, ModelLoadError
 from embedstream.shared.head_files import ACTIVATIONS, Cut, Dense, LayerNorm, Normalize, read_steps
 from embedstream.shared.models import ModelFiles
 from embedstream.shared.module_files import read_modules
@@ -64,7 +64,7 @@ def made(
     return folder
 
 
-def vectors(path: Path, texts: list[str] = TEXTS) -> Tensor:
+def vectors(path: Path, texts: list[str] = TEXTS, dimensions: int | None = None) -> Tensor:
     """Of whole inputs, as the consumer makes them."""
     model = Model.load(Settings(model=str(path), dtype=Dtype.FLOAT32, device="cpu", threads=1))
     recipe, tokenizer = model.recipe, model.tokenizer
@@ -75,14 +75,20 @@ def vectors(path: Path, texts: list[str] = TEXTS) -> Tensor:
     with torch.inference_mode():
         whole = model.head(pool(recipe.pooling, *model.forward(tokens.ids, tokens.lengths), skip))
     assert (whole.dtype, whole.shape[1]) == (torch.float32, recipe.dimension)
-    return cut_and_normalize(whole, None, recipe.normalize)
+    recipe.check_dimensions(dimensions, "m")
+    return cut_and_normalize(whole, dimensions, recipe.normalize)
 
 
-def assert_equal(path: Path) -> None:
+def assert_equal(path: Path, dimensions: int | None = None, **options: Any) -> None:
     reference = SentenceTransformer(str(path), device="cpu", local_files_only=True)
-    expected = np.stack([reference.encode(text, show_progress_bar=False) for text in TEXTS])
+    expected = np.stack([reference.encode(text, show_progress_bar=False, **options) for text in TEXTS])
     assert expected.std(0).mean() > 1e-3  # not a model that gives the same to all
-    np.testing.assert_allclose(vectors(path), expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    ours = vectors(path, dimensions=dimensions)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def rewrite(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 def dense(size: int, to: int, activation: nn.Module | None = None, **options: Any) -> base.Dense:
@@ -113,6 +119,36 @@ def test_heads_equal_sentence_transformers(
 def test_cut_vectors_equal_sentence_transformers(tiny_bert: MakeModel, normalized: bool) -> None:
     path = made(tiny_bert(), [base.Normalize()] if normalized else [], truncate_dim=12)
     assert json.loads((path / "config_sentence_transformers.json").read_text())["truncate_dim"] == 12
+    assert_equal(path)
+
+
+def test_shorter_sizes_equal_sentence_transformers(tiny_bert: MakeModel) -> None:
+    path = made(tiny_bert(), [dense(32, 16), base.Normalize()])
+    rewrite(path / "config.json", matryoshka_dimensions=[4, 8, 32])
+    for dimensions in (4, 8, 16):
+        assert_equal(path, dimensions, truncate_dim=dimensions, normalize_embeddings=True)
+    with pytest.raises(InvalidInput, match=r"only supports Matryoshka dimensions \[4, 8\], got 12"):
+        vectors(path, dimensions=12)
+
+
+def test_the_oldest_layout_equals_sentence_transformers(tiny_bert: MakeModel) -> None:
+    """The transformer in a folder of its own, class paths, flags and weights as version 0.3 wrote them."""
+    path = made(tiny_bert(), [dense(64, 8)], pooling=("cls", "mean"), safe=False)
+    transformer = path / "0_Transformer"
+    transformer.mkdir()
+    for file in [file for file in path.iterdir() if file.is_file() and "modules" not in file.name]:
+        file.rename(transformer / file.name)
+    (transformer / "config_sentence_transformers.json").unlink()
+    (transformer / "sentence_bert_config.json").write_text('{"max_seq_length": 20, "do_lower_case": true}')
+    flags = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+    pooling = {f"pooling_mode_{flag}": place < 2 for place, flag in enumerate(flags)}
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32, **pooling}))
+    kinds = ("Transformer", "Pooling", "Dense")
+    listed = [
+        {"idx": place, "name": str(place), "path": f"{place}_{kind}", "type": f"sentence_transformers.models.{kind}"}
+        for place, kind in enumerate(kinds)
+    ]
+    (path / "modules.json").write_text(json.dumps(listed))
     assert_equal(path)
 
 

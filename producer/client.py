@@ -191,7 +191,11 @@ class Producer:
     async def embed_document(
         self, inputs: str | Inputs, *, dimensions: int | None = None, **options: Unpack[RequestOptions]
     ) -> NDArray[Any]:
-        """One vector for each text that is to be found; with the model's prompt and adapter for those, as above."""
+        """One vector for each text that is to be found, as `encode_document` of sentence-transformers gives them.
+
+        What `embed_query` says holds for the prompt and the adapter for documents. That prompt is found under its other
+        names too (`passage`, `corpus`, `search_document`), where sentence-transformers would go without.
+        """
         return await self._embed(inputs, self._options(dimensions=dimensions, input_type="document", **options))
 
     async def _embed(self, inputs: str | Inputs, options: Options) -> NDArray[Any]:

@@ -44,7 +44,9 @@ _NAMES = {
     _QUERY: ("query", "retrieval.query", "search_query"),
     _DOCUMENT: ("document", "passage", "corpus", "retrieval.passage", "search_document"),
 }
-"""What models call the prompts and adapters of the two sides, as sentence-transformers looks for them and on."""
+"""What models call the prompts and adapters of the two sides: the names that sentence-transformers looks for, and more.
+
+It never gets past `query` and `document`, though: a model without these has empty ones there."""
 
 
 @dataclass(frozen=True, slots=True)

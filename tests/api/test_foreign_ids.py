@@ -158,6 +158,19 @@ async def test_ids_give_the_vector_and_the_usage_of_their_text(
         assert cut.json()["usage"]["prompt_tokens"] == 3
 
 
+async def test_their_texts_get_prompts_as_others_do(
+    vocabulary: Path,
+    cl100k: tiktoken.Encoding,
+    producer: StubProducer,
+    connect_to: Callable[[Starlette], Any],
+) -> None:
+    producer.serve(prompts={"query": "a b ", "passage": "c "}, default_prompt="passage")
+    async with connect_to(create_app(settings_of(vocabulary), producer)) as client:
+        for fields, tokens in (({}, 4), ({"input_type": "query"}, 5), ({"prompt_name": ""}, 3)):
+            response = await client.post("/v1/embeddings", json={"input": cl100k.encode_ordinary("d"), **fields})
+            assert response.json()["usage"]["prompt_tokens"] == tokens
+
+
 async def test_bad_ids_are_a_400(
     vocabulary: Path, producer: StubProducer, connect_to: Callable[[Starlette], Any]
 ) -> None:

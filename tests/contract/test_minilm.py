@@ -67,6 +67,15 @@ def test_it_has_no_chat_template(serving: Any) -> None:
     assert (error["code"], error["type"]) == (400, "BadRequestError")
 
 
+@covers("E-PROMPT-04", "E-PROMPT-02")
+def test_it_has_no_prompts(serving: Any) -> None:
+    for word in ("query", "search_document", "classification", ""):
+        reply = serving.post({"input": "the queue", "input_type": word})
+        assert reply.json()["usage"]["prompt_tokens"] == 4
+    error = serving.post({"input": "the queue", "prompt_name": "query"}).json()["error"]
+    assert (error["code"], error["param"]) == (400, "prompt_name")
+
+
 @covers("E-TOK-01", "E-TOK-03", "E-TOK-07")
 def test_its_tokens(serving: Any) -> None:
     asked = {"prompt": "Hello world", "return_token_strs": True}

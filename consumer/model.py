@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from .adapters import default_of, find_adapters, with_adapters
 from .backbone import first_line, load_backbone, quiet
 from .device import choose_device, choose_dtype, thread_count
 from .heads import build_head
+from .padding import feels_padding, without_padding
 from .pooling import pool
 from .tokenizer_files import read_tokenizer
 from .vocabulary import check_tokenizer, with_embeddings
@@ -68,6 +70,8 @@ class Model:
         self.device = weights.device
         self.dtype = str(weights.dtype).removeprefix("torch.")
         """Number format of weights and forward pass, such as `bfloat16`."""
+        self.feels_padding = False
+        """Whether only sequences of equal length are computed together."""
 
     @property
     def recipe(self) -> Recipe:
@@ -143,7 +147,7 @@ class Model:
     def forward(
         self, ids: NDArray[np.integer], lengths: NDArray[np.integer], adapter: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """Run a batch, padded on the right to its longest sequence.
+        """Run a batch, padded on the right to its longest sequence; not padded where the model feels that.
 
         Args:
             ids: (total,) token ids, special tokens included, any integer type.
@@ -154,14 +158,18 @@ class Model:
             The last hidden states (n, max_len, dim) in the model's dtype, and the mask (n, max_len) int64 with 1 for a
             token, both on the device. Hidden states of padding have no meaning.
         """
+        run = partial(self._padded, adapter=adapter)
+        with torch.inference_mode():
+            return without_padding(run, ids, lengths) if self.feels_padding else run(ids, lengths)
+
+    def _padded(self, ids: NDArray[np.integer], lengths: NDArray[np.integer], adapter: str) -> tuple[Tensor, Tensor]:
         width = int(lengths.max())
         present = np.arange(width) < lengths[:, None]
         padded = np.full(present.shape, self._pad_id, np.int64)
         padded[present] = ids  # row by row, as the ids lie
-        with torch.inference_mode():
-            mask = torch.from_numpy(present.astype(np.int64)).to(self.device)
-            output = self._modules[adapter](input_ids=torch.from_numpy(padded).to(self.device), attention_mask=mask)
-            hidden: Tensor = output.last_hidden_state
+        mask = torch.from_numpy(present.astype(np.int64)).to(self.device)
+        output = self._modules[adapter](input_ids=torch.from_numpy(padded).to(self.device), attention_mask=mask)
+        hidden: Tensor = output.last_hidden_state
         return hidden, mask
 
     def time_batches(self, budget: int, observe: Callable[[int, int, float], None]) -> None:
@@ -204,6 +212,10 @@ class Model:
                 "damaged, or need --dtype float32"
             )
         with torch.inference_mode():
+            short, run = ids[: lengths[0]], partial(self._padded, adapter=adapter)
+            if not self.feels_padding and feels_padding(run, short, hidden[0, : len(short)]):
+                log.warning("model.feels_padding", reason="only texts of as many tokens are computed together")
+                self.feels_padding = True
             if not self.recipe.per_token and not self.head(pool(self.recipe.pooling, hidden, mask)).isfinite().all():
                 raise ModelLoadError(
                     f"what follows the pooling ({self.recipe.head}) gave values that are not numbers: its weights are "

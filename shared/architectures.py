@@ -33,7 +33,12 @@ _OFFSET_POSITIONS = frozenset(
     ("camembert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
 )
 _DIMENSION_KEYS = ("hidden_size", "d_model", "dim", "n_embd")
-_PROJECTED = frozenset(("embedding_gemma2", "embedding_gemma2_text"))  # they project each hidden state to another size
+_PROJECTED = {
+    "embedding_gemma2": "embedding_dim",
+    "embedding_gemma2_text": "embedding_dim",
+    "opt": "word_embed_proj_dim",
+}
+"""Types that project each hidden state to another size, which has a key of its own."""
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
@@ -93,7 +98,8 @@ def positions(file: Path, config: dict[str, Any]) -> int | None:
 
 def dimension_keys(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Where the configuration says how many components the last hidden states have."""
-    return ("embedding_dim",) if _kind(config) in _PROJECTED else _DIMENSION_KEYS
+    projected = _PROJECTED.get(_kind(config))
+    return _DIMENSION_KEYS if projected is None else (projected, *_DIMENSION_KEYS)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

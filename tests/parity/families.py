@@ -27,6 +27,8 @@ _ENCODER = {
     "max_position_embeddings": 64,
 }
 _DECODER = {**_ENCODER, "num_key_value_heads": 2}
+_GPT = {"n_embd": HIDDEN, "n_layer": 2, "n_head": 4, "n_inner": 48, "n_positions": 64}
+_T5 = {"d_model": HIDDEN, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 _EMBEDDING_GEMMA2 = {
     **_DECODER,
     "head_dim": 8,
@@ -48,6 +50,7 @@ class Family:
         tokenizer: makes its tokenizer.
         options: of the configuration, beside the sizes and the special tokens.
         dimension: components of a hidden state, as the model gives it out.
+        feels_padding: whether hidden states of tokens hang on what follows the text in its batch.
         only_tokenizer: whether its processor, which reads images too, needs packages that texts do not.
         model: class of the model, where it is not that of AutoModel.
     """
@@ -57,6 +60,7 @@ class Family:
     tokenizer: Callable[[], PreTrainedTokenizerBase]
     options: Mapping[str, Any] = field(default_factory=dict)
     dimension: int = HIDDEN
+    feels_padding: bool = False
     only_tokenizer: bool = False
     model: type[PreTrainedModel] | None = None
 
@@ -121,7 +125,41 @@ FAMILIES = (
             "type_vocab_size": 0,
         },
     ),
+    Family(
+        "DeBERTa",
+        transformers.DebertaConfig,
+        vocabularies.roberta,
+        {**_ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0},
+    ),
     Family("ERNIE", transformers.ErnieConfig, vocabularies.bert, _ENCODER),
+    Family(
+        "MobileBERT",
+        transformers.MobileBertConfig,
+        vocabularies.bert,
+        {**_ENCODER, "embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16},
+        feels_padding=True,
+    ),
+    Family(
+        "RoBERTa, norm before layers",
+        transformers.RobertaPreLayerNormConfig,
+        vocabularies.roberta,
+        {**_ENCODER, "type_vocab_size": 1},
+    ),
+    Family(
+        "XLM-RoBERTa XL", transformers.XLMRobertaXLConfig, vocabularies.xlm_roberta, {**_ENCODER, "type_vocab_size": 1}
+    ),
+    Family(
+        "X-MOD",
+        transformers.XmodConfig,
+        vocabularies.xlm_roberta,
+        {**_ENCODER, "type_vocab_size": 1, "languages": ["en_XX"], "default_language": "en_XX"},
+    ),
+    Family(
+        "Longformer",
+        transformers.LongformerConfig,
+        vocabularies.roberta,
+        {**_ENCODER, "type_vocab_size": 1, "attention_window": [WINDOW, WINDOW], "max_position_embeddings": 128},
+    ),
     Family(
         "ModernBERT",
         transformers.ModernBertConfig,
@@ -157,6 +195,8 @@ FAMILIES = (
         {**_DECODER, "sliding_window": WINDOW},
     ),
     Family("Llama", transformers.LlamaConfig, vocabularies.llama, _DECODER),
+    Family("Phi", transformers.PhiConfig, vocabularies.qwen2, _DECODER),
+    Family("OLMo", transformers.OlmoConfig, vocabularies.qwen2, _DECODER),
     Family("OLMo 2", transformers.Olmo2Config, vocabularies.qwen2, _DECODER),
     Family("Gemma", transformers.GemmaConfig, vocabularies.gemma, {**_DECODER, "head_dim": 8}),
     Family(
@@ -184,25 +224,57 @@ FAMILIES = (
         },
     ),
     Family("Phi-3", transformers.Phi3Config, vocabularies.llama, _DECODER),
+    Family("GPT-2", transformers.GPT2Config, vocabularies.qwen2, _GPT),
+    Family("GPT-J", transformers.GPTJConfig, vocabularies.qwen2, {**_GPT, "rotary_dim": 4}),
+    Family(
+        "GPT-Neo, sliding window",
+        transformers.GPTNeoConfig,
+        vocabularies.qwen2,
+        {
+            "hidden_size": HIDDEN,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": WINDOW,
+        },
+    ),
+    Family("GPT-NeoX", transformers.GPTNeoXConfig, vocabularies.qwen2, _ENCODER),
+    Family(
+        "OPT, projected",
+        transformers.OPTConfig,
+        vocabularies.roberta,
+        {
+            "hidden_size": HIDDEN,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "ffn_dim": 48,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 24,
+            "do_layer_norm_before": False,
+        },
+        dimension=24,
+    ),
     Family(
         "T5, encoder",
         transformers.T5Config,
         vocabularies.t5,
-        {"d_model": HIDDEN, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+        _T5,
         model=transformers.T5ForConditionalGeneration,
     ),
     Family(
         "mT5, encoder",
         transformers.MT5Config,
         vocabularies.t5,
-        {"d_model": HIDDEN, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+        _T5,
         model=transformers.MT5EncoderModel,
     ),
     Family(
         "umT5, encoder",
         transformers.UMT5Config,
         vocabularies.t5,
-        {"d_model": HIDDEN, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+        _T5,
         model=transformers.UMT5EncoderModel,
     ),
 )

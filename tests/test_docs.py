@@ -10,6 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from embedstream.api.errors import TABLE
 from embedstream.api.schemas import EmbeddingRequest
 from embedstream.shared import exits, metrics, settings_page
+from embedstream.shared.architectures import MODEL_TYPES
 from embedstream.shared.settings import Role, Settings, flag_of, roles_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,12 @@ def test_the_metrics_page_lists_every_metric() -> None:
             name = f"{family.name}_total" if family.type == "counter" else family.name
             expected.append((name, family.type, ", ".join(f"`{label}`" for label in metric._labelnames)))
     assert rows == expected
+
+
+def test_the_models_page_lists_the_architectures_with_a_pooling_of_their_own() -> None:
+    page = (ROOT / "docs" / "models.md").read_text()
+    listed = page[page.index("values of `model_type`") : page.index("**Flags** override")]
+    assert set(re.findall(r"`([\w-]+)`", listed)) - {"model_type", "--pooling"} == MODEL_TYPES
 
 
 def test_every_setting_is_read_by_some_command() -> None:

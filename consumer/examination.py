@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import AutoConfig
 
+from embedstream.shared.recipe_files import transformer_folder
 from embedstream.shared.settings import Dtype, Settings
 
 from .agreement import HALF_COSINE, SAME, agreement
@@ -19,6 +21,7 @@ from .direct import Answer, Direct
 from .facts import Facts, facts_of
 from .model import Model
 from .probe_texts import ProbeText, built_in
+from .vocabulary import doubts_about
 
 Tell = Callable[[str], None]
 """Told what is being done, for people who wait."""
@@ -112,7 +115,7 @@ def examine(settings: Settings, tell: Tell) -> tuple[Examination, Examined]:
     found = Examination(facts_of(model, settings, budget))
     tell("timing it")
     found.facts["timings"] = {"load_s": round(load_s, 3), **_timings(model, budget)}
-    found.checks += [_recipe_check(model, settings), _vocabulary_check(model)]
+    found.checks += [_recipe_check(model, settings), _tokenizer_check(model)]
     probes = built_in(model.tokenizer, model.recipe.max_length)
     direct = Direct(model, budget)
     tell(f"embedding {len(probes)} texts, alone and together")
@@ -179,17 +182,15 @@ def _recipe_check(model: Model, settings: Settings) -> Check:
     )
 
 
-def _vocabulary_check(model: Model) -> Check:
+def _tokenizer_check(model: Model) -> Check:
     recipe, highest = model.recipe, model.tokenizer.vocab_size - 1
     found = f"the tokenizer's ids end at {highest}, the embeddings at {recipe.vocab_size - 1}"
-    if recipe.vocab_size > 2 * (highest + 1):
-        return Check(
-            "tokenizer",
-            State.WARNING,
-            f"{found}: more than half of them are never used",
-            "see whether the tokenizer is this model's own",
-        )
-    return Check("tokenizer", State.OK, found)
+    config = AutoConfig.from_pretrained(transformer_folder(model.files.path), local_files_only=True)
+    doubts = [*doubts_about(model.tokenizer, recipe, config)]
+    if not doubts:
+        return Check("tokenizer", State.OK, found)
+    remedy = "compare the tokenizer's files with those on the model's page"
+    return Check("tokenizer", State.WARNING, "; ".join([found, *doubts]), remedy)
 
 
 def _finite_check(probes: Sequence[ProbeText], answer: Answer) -> Check:

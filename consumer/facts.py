@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from embedstream.shared.jobs import MAX_INPUTS, MAX_TOKENS, TruncationSide, longest_input
+from embedstream.shared.recipe_files import max_length_source
 from embedstream.shared.settings import Settings
 
 from .device import bfloat16_feature
@@ -31,7 +32,12 @@ def facts_of(model: Model, settings: Settings, budget: int) -> Facts:
     """
     card, recipe = model.card, model.recipe
     return {
-        "files": {"model": card.model, "path": str(model.files.path), "revision": card.revision},
+        "files": {
+            "model": card.model,
+            "path": str(model.files.path),
+            "origin": model.files.origin,
+            "revision": card.revision,
+        },
         "recipe": {
             "pooling": recipe.pooling_name,
             "pooling_source": recipe.pooling_source,
@@ -41,7 +47,7 @@ def facts_of(model: Model, settings: Settings, budget: int) -> Facts:
             "token_dimension": recipe.size(per_token=True),
             "matryoshka_dims": _sizes(recipe.matryoshka_dims),
             "max_length": recipe.max_length,
-            "max_length_source": "--max-model-len" if recipe.max_length == settings.max_model_len else "files",
+            "max_length_source": max_length_source(model.files, settings),
             "truncation_side": "left" if recipe.truncation_side is TruncationSide.LEFT else "right",
             "do_lower_case": recipe.do_lower_case,
             "special_tokens": _special_tokens(model),

@@ -51,11 +51,15 @@ def check_tokenizer(tokenizer: TextTokenizer, recipe: Recipe, config: Any) -> No
         raise ModelLoadError(
             f"--max-model-len {recipe.max_length} leaves no room beside the {tokenizer.n_special} special tokens"
         )
-    for doubt in _doubts(tokenizer, recipe, config):
+    for doubt in doubts_about(tokenizer, recipe, config):
         log.warning("model.tokenizer_doubtful", reason=doubt)
 
 
-def _doubts(tokenizer: TextTokenizer, recipe: Recipe, config: Any) -> Iterator[str]:
+def doubts_about(tokenizer: TextTokenizer, recipe: Recipe, config: Any) -> Iterator[str]:
+    """Why the tokenizer may be another model's, in words.
+
+    Arguments are those of `check_tokenizer`.
+    """
     if tokenizer.vocab_size < _KNOWN_SHARE * recipe.vocab_size:
         yield f"it knows {tokenizer.vocab_size} ids, the model {recipe.vocab_size}: it may be another model's"
     around, named = set(tokenizer.encode([""]).ids.tolist()), _named_ends(config)

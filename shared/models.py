@@ -23,10 +23,12 @@ class ModelFiles:
     Args:
         path: the folder that holds `modules.json`, or `config.json` when there is none.
         revision: what they are: the commit on the Hub, or the first 16 hex digits of a hash over the files.
+        origin: where they were found, and by what their hashes were checked, for people.
     """
 
     path: Path
     revision: str
+    origin: str = ""
 
 
 def check(model: str, revision: str | None = None) -> None:
@@ -73,7 +75,7 @@ def locate(model: str, revision: str | None = None) -> ModelFiles:
             _check_folder(installed, None)
             return _local(installed, package)
     path = hub.snapshot(_hub_id_of(model), revision, weights_packages.hint_for(model))
-    return ModelFiles(path, path.name)
+    return ModelFiles(path, path.name, "snapshot of the Hub")
 
 
 def _hub_id_of(model: str) -> str:
@@ -103,9 +105,14 @@ def _local(folder: Path, package: weights_packages.WeightsPackage | None = None)
         digests = digests_of(folder)
     except OSError as error:
         raise ModelLoadError(f"the model's files cannot be read: {error}") from error
+    path = folder.resolve()
     if package is not None:
         package.check(digests)
     manifest = ModelManifest.read(folder)
     if manifest is not None:
         manifest.check(folder, digests)
-    return ModelFiles(folder.resolve(), manifest.revision if manifest is not None else content_revision(digests))
+        return ModelFiles(
+            path, manifest.revision, f"folder fetched from {manifest.source}, every sha256 as it was then"
+        )
+    origin = "folder" if package is None else f"package {package.requirement}, sha256 of the weights as on the Hub"
+    return ModelFiles(path, content_revision(digests), origin)

@@ -20,7 +20,7 @@ from .architectures import (
 from .errors import ModelLoadError
 from .head_files import Cut, Normalize, Step, read_steps, size_after
 from .jobs import TruncationSide
-from .json_files import boolean, integer, read_object, shown, size
+from .json_files import boolean, exists, integer, read_object, shown, size
 from .logs import get_logger
 from .models import ModelFiles
 from .module_files import Modules, read_modules
@@ -72,6 +72,7 @@ def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
     config = read_object(file)
     if not modules.listed:
         check_architecture(file, config)
+        _warn_of_chat_template(folder)
     tokenizer = read_object(folder / "tokenizer_config.json", missing_ok=True)
     whole = read_model_settings(files.path, config, settings.default_prompt_name, listed=modules.listed)
     pooling, include_prompt, source = _pooling(modules, file, config, settings)
@@ -160,6 +161,13 @@ def _pooling(
     return (pooling,), include_prompt, "architecture default"
 
 
+def _warn_of_chat_template(folder: Path) -> None:
+    """Without a `modules.json` sentence-transformers makes a chat message of each text, where there is a template."""
+    tokenizer = read_object(folder / "tokenizer_config.json", missing_ok=True)
+    if exists(folder / "chat_template.jinja") or tokenizer.get("chat_template"):
+        log.warning("model.chat_template_not_used", path=str(folder), reason="no modules.json")
+
+
 def _pooling_modes(file: Path, config: dict[str, Any]) -> tuple[Pooling, ...]:
     """The ways that are switched on, in the newer form `pooling_mode` or the older one with a flag for each."""
     if "pooling_mode" in config:
@@ -183,22 +191,51 @@ def _named(file: Path, name: str, known: dict[str, Pooling]) -> Pooling:
     return known[name]
 
 
+def max_length_source(files: ModelFiles, settings: Settings) -> str:
+    """Where the longest input was found, for people: the file and the name in it, or the flag.
+
+    Args:
+        files: where the model is.
+        settings: those the recipe was read with.
+
+    Raises:
+        ModelLoadError: as for `read_recipe`.
+    """
+    if settings.max_model_len is not None:
+        return "--max-model-len"
+    folder = transformer_folder(files.path)
+    config = read_object(folder / "config.json")
+    tokenizer = read_object(folder / "tokenizer_config.json", missing_ok=True)
+    limits = _limits(folder, config, read_transformer_settings(folder), tokenizer)
+    return min(limits, key=lambda source: limits[source])
+
+
 def _max_length(
     folder: Path, config: dict[str, Any], own: TransformerSettings, tokenizer: dict[str, Any], wanted: int | None
 ) -> int:
-    end = positions(folder / "config.json", config)
-    # What the authors chose counts, except past the end of a table of positions: there the model fails.
-    limits = [own.max_length]
-    if own.max_length is None:
-        limits = [integer(folder / "tokenizer_config.json", tokenizer, "model_max_length"), end]
-    elif has_position_table(config):
-        limits.append(end)
-    limit = min((each for each in limits if each is not None and 0 < each < _NO_LIMIT), default=None)
+    limit = min(_limits(folder, config, own, tokenizer).values(), default=None)
     if limit is None and wanted is None:
         raise ModelLoadError(f"the files in {folder} name no longest input; set --max-model-len")
     if limit is not None and wanted is not None and wanted > limit:
         raise ModelLoadError(f"--max-model-len {wanted} is more than the {limit} tokens the model reads")
     return wanted or limit or 0
+
+
+def _limits(
+    folder: Path, config: dict[str, Any], own: TransformerSettings, tokenizer: dict[str, Any]
+) -> dict[str, int]:
+    """Source -> most tokens. What the authors chose counts, except past the end of a table of positions.
+
+    There the model fails.
+    """
+    end = positions(folder / "config.json", config)
+    limits = {"sentence-transformers' settings (max_seq_length)": own.max_length}
+    if own.max_length is None:
+        length = integer(folder / "tokenizer_config.json", tokenizer, "model_max_length")
+        limits = {"tokenizer_config.json (model_max_length)": length, "config.json (positions)": end}
+    elif has_position_table(config):
+        limits["config.json (positions)"] = end
+    return {source: each for source, each in limits.items() if each is not None and 0 < each < _NO_LIMIT}
 
 
 def _matryoshka_dims(file: Path, config: dict[str, Any], dimension: int, wanted: str | None) -> tuple[int, ...] | None:

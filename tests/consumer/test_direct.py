@@ -26,6 +26,7 @@ def test_alone_and_together(model: Model) -> None:
     alone, together = direct.embed(TEXTS, alone=True), direct.embed(TEXTS)
     for one, other in zip(alone.vectors, together.vectors, strict=True):
         assert one is not None
+        assert other is not None
         assert one.shape == (32,)
         np.testing.assert_allclose(one, other, atol=1e-5)
     tokens = model.tokenizer.encode(TEXTS, truncate_to=48)

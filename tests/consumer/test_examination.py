@@ -44,6 +44,8 @@ def test_a_good_model(tiny_bert: Callable[..., Path]) -> None:
     )
     assert found.facts["recipe"]["special_tokens"] == "[CLS] … [SEP]"
     assert found.facts["recipe"]["max_length"] == 48
+    assert found.facts["recipe"]["max_length_source"] == "sentence-transformers' settings (max_seq_length)"
+    assert found.facts["files"]["origin"] == "folder"
     assert found.facts["architecture"]["class"] == "BertModel"
     weights = load_file(folder / "model.safetensors")
     numbers = sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("pooler."))
@@ -53,7 +55,9 @@ def test_a_good_model(tiny_bert: Callable[..., Path]) -> None:
 
 
 def test_a_decoder(tiny_decoder: Callable[..., Path]) -> None:
-    found = examined(tiny_decoder(), max_model_len=40)
+    folder = tiny_decoder()
+    assert examined(folder).facts["recipe"]["max_length_source"] == "tokenizer_config.json (model_max_length)"
+    found = examined(folder, max_model_len=40)
     assert found.passed
     assert found.facts["recipe"]["special_tokens"] == "… <|endoftext|>"
     assert found.facts["recipe"]["max_length_source"] == "--max-model-len"
@@ -134,4 +138,6 @@ def test_a_tokenizer_that_is_much_too_small(tiny_bert: Callable[..., Path]) -> N
     weights[name] = weights[name].repeat(3, 1)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": len(weights[name])}))
-    assert check(examined(folder), "tokenizer").state is State.WARNING
+    doubtful = check(examined(folder), "tokenizer")
+    assert doubtful.state is State.WARNING
+    assert "it may be another model's" in doubtful.found

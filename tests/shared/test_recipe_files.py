@@ -177,6 +177,14 @@ def test_the_architectures_default_with_a_warning(
     assert read_head(files, recipe) == ()
 
 
+@pytest.mark.parametrize("others", [{TOKENIZER: {"chat_template": "{{ x }}"}}, {"chat_template.jinja": "{{ x }}"}])
+def test_a_chat_template_that_sentence_transformers_would_use(make: Make, others: dict[str, Any]) -> None:
+    files = make(modules=None, others=others)
+    with structlog.testing.capture_logs() as logs:
+        recipe_of(files, pooling=PoolingName.LAST)
+    assert [(line["event"], line["log_level"]) for line in logs] == [("model.chat_template_not_used", "warning")]
+
+
 def test_no_default_where_none_is_wanted(make: Make) -> None:
     files = make(modules=None)
     with pytest.raises(ModelLoadError, match=r"--strict-recipe .*\(mean\); say how with --pooling"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 from torch import Tensor
 
 from embedstream.consumer.examination import Check, Examination, State, examine
@@ -52,6 +53,17 @@ def test_a_good_model(tiny_bert: Callable[..., Path]) -> None:
     assert found.facts["architecture"]["parameters"] == numbers
     assert found.facts["timings"]["tokens_per_s"] > 0
     assert check(found, "finite vectors").found == "35 of 35 built-in texts, up to 48 tokens"
+
+
+def test_the_names_are_those_of_the_log(tiny_bert: Callable[..., Path]) -> None:
+    with capture_logs() as logged:
+        found = examined(tiny_bert("mean"))
+    (loaded,) = [line for line in logged if line["event"] == "model.loaded"]
+    said = {name: value for section in found.facts.values() for name, value in section.items()}
+    names = set(loaded) - {"event", "log_level"}
+    assert names <= set(said)
+    differ = [name for name in sorted(names - {"load_s"}) if json.dumps(said[name]) != json.dumps(loaded[name])]
+    assert differ == []
 
 
 def test_a_decoder(tiny_decoder: Callable[..., Path]) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from embedstream.shared.errors import EmbedstreamError, ModelLoadError
+from embedstream.shared.logs import get_logger
+
+log = get_logger()
 
 _ENCODERS = frozenset(("mt5", "t5", "umt5"))
 POOLER = "pooler."  # weights of a head whose output nothing here reads
@@ -31,7 +35,11 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Any
             know.
     """
     _check_weight_files(folder)
+    own_code = ""
     try:
+        written, _ = transformers.PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+        own_code = _own_code(written)
+        _check_type(folder, written, own_code)
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         module, report = _kind(config).from_pretrained(
             folder,
@@ -44,13 +52,17 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Any
             ignore_mismatched_sizes=True,  # the report names them in plainer words than the exception
             **({"add_pooling_layer": False} if _takes_pooling_layer(config) else {}),
         )
-        _check_report(folder, module, report)
+        _check_report(folder, module, report, own_code)
+        if own_code:
+            log.warning("model.own_code_left_out", code=own_code, used=type(module).__name__)
         _keep_no_cache(module.config)
         return module.eval().to(device)
     except EmbedstreamError:
         raise
     except Exception as error:  # transformers, safetensors and torch each raise their own kinds
-        raise ModelLoadError(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+        raise ModelLoadError(
+            f"the model in {folder} cannot be loaded: {first_line(error)}{_never_run(own_code)}"
+        ) from error
 
 
 @contextmanager
@@ -86,6 +98,25 @@ def _check_weight_files(folder: Path) -> None:
     raise ModelLoadError(f"{folder} has no weights: model.safetensors is missing")
 
 
+def _own_code(written: Mapping[str, Any]) -> str:
+    """The class that the model's own code would compute it with, or "" for one of transformers."""
+    classes = written.get("auto_map") or {}
+    return str(classes.get("AutoModel") or next(iter(classes.values()), "")) if isinstance(classes, dict) else ""
+
+
+def _never_run(own_code: str) -> str:
+    return f"; its own code, {own_code}, is never run" if own_code else ""
+
+
+def _check_type(folder: Path, written: Mapping[str, Any], own_code: str) -> None:
+    kind = written.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ModelLoadError(
+            f"{folder / 'config.json'}: transformers {transformers.__version__} knows no models of type {kind!r}"
+            + _never_run(own_code)
+        )
+
+
 def _kind(config: Any) -> Any:
     """The class that loads it: what has an encoder and a decoder embeds by its encoder, as in sentence-transformers.
 
@@ -109,7 +140,7 @@ def _takes_pooling_layer(config: Any) -> bool:
     return all(kind is not None and "add_pooling_layer" in inspect.signature(kind).parameters for kind in classes)
 
 
-def _check_report(folder: Path, module: torch.nn.Module, report: dict[str, Any]) -> None:
+def _check_report(folder: Path, module: torch.nn.Module, report: dict[str, Any], own_code: str) -> None:
     """Every tensor must have come from the file: transformers makes up what it does not find."""
     name = type(module).__name__
     odd = sorted(report["mismatched_keys"])
@@ -122,9 +153,12 @@ def _check_report(folder: Path, module: torch.nn.Module, report: dict[str, Any])
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(POOLER))
     if not missing:
         return
-    unused = sorted(report["unexpected_keys"])
+    unused = sorted(key for key in report["unexpected_keys"] if not key.startswith(_POOLER))
     others = f"; it has others, such as {unused[0]}" if unused else ""
-    raise ModelLoadError(f"the weights in {folder} lack {len(missing)} tensors of {name}, such as {missing[0]}{others}")
+    raise ModelLoadError(
+        f"the weights in {folder} lack {len(missing)} tensors of {name}, such as {missing[0]}{others}"
+        + _never_run(own_code)
+    )
 
 
 def _shape(size: Sequence[int]) -> str:

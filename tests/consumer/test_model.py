@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -259,6 +260,15 @@ def _a_shard_missing(path: Path) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def _own_code(path: Path) -> None:
+    rewrite(path / "config.json", model_type="new", auto_map={"AutoConfig": "c.New", "AutoModel": "modeling.NewModel"})
+
+
+def _own_code_for_a_known_type(path: Path) -> None:
+    _a_tensor_missing(path)
+    rewrite(path / "config.json", auto_map={"AutoModel": "modeling.NewModel"})
+
+
 def _unknown_architecture(path: Path) -> None:
     rewrite(path / "config.json", model_type="no_such_model")
 
@@ -295,7 +305,9 @@ def _damaged_tokenizer(path: Path) -> None:
         ),
         (_other_names, "such as embeddings.LayerNorm.bias; it has others, such as other.embeddings.LayerNorm.bias"),
         (_a_shard_missing, "cannot be loaded"),
-        (_unknown_architecture, "no_such_model"),
+        (_unknown_architecture, "knows no models of type 'no_such_model'"),
+        (_own_code, "knows no models of type 'new'; its own code, modeling.NewModel, is never run"),
+        (_own_code_for_a_known_type, "encoder.layer.1.output.dense.weight; its own code, modeling.NewModel, is never"),
         (_damaged_config, "config.json is damaged"),
         (_encoder_decoder, "encoder-decoder models of type bart are not supported"),
         (_larger_tokenizer, "ids up to 5000, the model has embeddings for 0 to 87"),
@@ -310,6 +322,18 @@ def test_a_model_that_cannot_be_served_says_why(
     with pytest.raises(ModelLoadError, match=message.replace(".", r"\.")) as caught:
         Model.load(settings(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_known_type_with_code_of_its_own_is_computed_by_transformers(tiny_bert: MakeModel) -> None:
+    path = tiny_bert()
+    expected = embed(Model.load(settings(path)), TEXTS)
+    rewrite(path / "config.json", auto_map={"AutoModel": "modeling.NewModel"})
+    with structlog.testing.capture_logs() as logs:
+        np.testing.assert_array_equal(embed(Model.load(settings(path)), TEXTS), expected)
+    (warning,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert warning == {
+        "event": "model.own_code_left_out", "code": "modeling.NewModel", "used": "BertModel", "log_level": "warning",
+    }  # fmt: skip
 
 
 def test_a_pooler_without_weights_does_no_harm(tiny_bert: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def _check_report(folder: Path, module: torch.nn.Module, report: dict[str, Any],
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(POOLER))
     if not missing:
         return
-    unused = sorted(key for key in report["unexpected_keys"] if not key.startswith(_POOLER))
+    unused = sorted(key for key in report["unexpected_keys"] if not key.startswith(POOLER))
     others = f"; it has others, such as {unused[0]}" if unused else ""
     raise ModelLoadError(
         f"the weights in {folder} lack {len(missing)} tensors of {name}, such as {missing[0]}{others}"

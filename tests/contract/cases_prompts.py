@@ -129,6 +129,13 @@ CASES: list[Case] = [
         for word in words
     ),
     prompted("E-PROMPT-03", "no prompt for it", {"input_type": "document"}, after(""), server="tasked"),
+    prompted(
+        "E-PROMPT-09",
+        "a prompt of another name",
+        {"input_type": "query", "task": TASKS[1]},
+        both(shaped(1, _TOKENS + 1), as_task(TASKS[1], prompt_name=TASKS[0])),
+        server="tasked",
+    ),
     prompted("E-PROMPT-05", "input_type empty", {"input_type": ""}, after(PROMPTS["passage"])),
     *(
         refused("E-PROMPT-04 E-ERR-13", f"input_type {word[:20]}", {"input_type": word}, "input_type", _KNOWN)

@@ -16,15 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from embedstream.consumer.direct import Direct
 from embedstream.consumer.heads import build_head
 from embedstream.consumer.model import Model
-from embedstream.consumer.pooling import cut_and_normalize, pool
-from embedstream.shared.errors import InvalidInput, ModelLoadError
+from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.head_files import ACTIVATIONS, Cut, Dense, LayerNorm, Normalize, read_steps
-from embedstream.shared.models import ModelFiles
 from embedstream.shared.module_files import read_modules
-from embedstream.shared.recipe import Pooling
-from embedstream.shared.recipe_files import read_head, read_recipe
+from embedstream.shared.options import VectorOptions
 from embedstream.shared.settings import Dtype, Settings
 
 with warnings.catch_warnings():
@@ -64,27 +62,23 @@ def made(
     return folder
 
 
-def vectors(path: Path, texts: list[str] = TEXTS, dimensions: int | None = None) -> Tensor:
-    """Of whole inputs, as the consumer makes them."""
-    model = Model.load(Settings(model=str(path), dtype=Dtype.FLOAT32, device="cpu", threads=1))
-    recipe, tokenizer = model.recipe, model.tokenizer
-    prompt = recipe.prompt_text(recipe.prompt_of(""))
-    tokens = tokenizer.encode(texts, prompt=prompt, truncate_to=recipe.max_length)
-    n_prompt = tokenizer.prompt_length(prompt, add_special_tokens=True, most=recipe.max_length) if prompt else 0
-    skip = None if recipe.include_prompt else torch.full((len(texts),), n_prompt)
-    with torch.inference_mode():
-        whole = model.head(pool(recipe.pooling, *model.forward(tokens.ids, tokens.lengths), skip))
-    assert (whole.dtype, whole.shape[1]) == (torch.float32, recipe.dimension)
-    recipe.check_dimensions(dimensions, "m")
-    return cut_and_normalize(whole, dimensions, recipe.normalize)
+def load(path: Path) -> Model:
+    return Model.load(Settings(model=str(path), dtype=Dtype.FLOAT32, device="cpu", threads=1))
 
 
-def assert_equal(path: Path, dimensions: int | None = None, **options: Any) -> None:
-    reference = SentenceTransformer(str(path), device="cpu", local_files_only=True)
-    expected = np.stack([reference.encode(text, show_progress_bar=False, **options) for text in TEXTS])
+def reference(path: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(path), device="cpu", local_files_only=True)
+
+
+def assert_equal(path: Path, options: VectorOptions | None = None, **theirs: Any) -> None:
+    """What a consumer answers, all texts in one batch, is what sentence-transformers makes of each alone."""
+    ours, them = Direct(load(path), 512).embed(TEXTS, options=options), reference(path)
+    expected = np.stack([them.encode(text, show_progress_bar=False, **theirs) for text in TEXTS])
     assert expected.std(0).mean() > 1e-3  # not a model that gives the same to all
-    ours = vectors(path, dimensions=dimensions)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+    for one, other in zip(ours.vectors, expected, strict=True):
+        assert one is not None
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(1, np.abs(other).max()))
 
 
 def rewrite(path: Path, **fields: Any) -> None:
@@ -126,9 +120,8 @@ def test_shorter_sizes_equal_sentence_transformers(tiny_bert: MakeModel) -> None
     path = made(tiny_bert(), [dense(32, 16), base.Normalize()])
     rewrite(path / "config.json", matryoshka_dimensions=[4, 8, 32])
     for dimensions in (4, 8, 16):
-        assert_equal(path, dimensions, truncate_dim=dimensions, normalize_embeddings=True)
-    with pytest.raises(InvalidInput, match=r"only supports Matryoshka dimensions \[4, 8\], got 12"):
-        vectors(path, dimensions=12)
+        options = VectorOptions(dimensions=dimensions)
+        assert_equal(path, options, truncate_dim=dimensions, normalize_embeddings=True)
 
 
 def test_the_oldest_layout_equals_sentence_transformers(tiny_bert: MakeModel) -> None:
@@ -262,11 +255,16 @@ def test_weights_that_are_no_numbers(tiny_bert: MakeModel) -> None:
     file = path / "2_Dense" / "model.safetensors"
     save_file(load_file(file) | {"linear.bias": torch.full((8,), torch.nan)}, file)
     with pytest.raises(ModelLoadError, match=r"what follows the pooling \(dense 32>8 tanh\) gave values that are not"):
-        vectors(path)
+        load(path)
 
 
 def test_vectors_of_tokens_have_no_head(tiny_bert: MakeModel) -> None:
     path = made(tiny_bert(), [dense(32, 8)])
-    files = ModelFiles(path, "r")
-    recipe = read_recipe(files, Settings(pooling="all"))
-    assert (recipe.pooling, recipe.dimension, read_head(files, recipe)) == ((Pooling.ALL,), 32, ())
+    options = VectorOptions(per_token=True, normalize=False)
+    ours = Direct(load(path), 512).embed(TEXTS, options=options).vectors
+    them = reference(path)
+    for text, matrix in zip(TEXTS, ours, strict=True):
+        expected = np.asarray(them.encode(text, output_value="token_embeddings", show_progress_bar=False))
+        assert matrix is not None
+        assert matrix.shape == expected.shape
+        np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 MANIFEST = "embedstream-model.json"
 """Written by `embedstream fetch` beside the files that it lists."""
@@ -80,11 +80,19 @@ def digest_of(path: Path, read: Callable[[bytes], object] = len) -> FileDigest:
     """
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while piece := file.read(_CHUNK_BYTES):
+        while piece := _piece_of(file):
             digest.update(piece)
             read(piece)
             size += len(piece)
     return FileDigest(size, digest.hexdigest())
+
+
+def _piece_of(file: BinaryIO) -> bytes:
+    try:
+        return file.read(_CHUNK_BYTES)
+    except OSError as error:
+        error.filename = file.name  # of a file that could be opened they name none
+        raise
 
 
 def digests_of(folder: Path) -> dict[str, FileDigest]:
@@ -114,10 +122,9 @@ def missing(folder: Path) -> str | None:
     modules = _modules(folder)
     if modules is None:
         return "modules.json"
-    transformer = next((place for kind, place in modules if kind == "Transformer"), "")
-    if lacking := missing_of_transformer(folder / transformer):
-        return str(Path(transformer, lacking))
     for kind, place in modules:
+        if kind == "Transformer" and (lacking := missing_of_transformer(folder / place)):
+            return str(Path(place, lacking))
         if kind in _WITH_CONFIG and not (folder / place / "config.json").is_file():
             return f"{place}/config.json"
         if kind in _WITH_WEIGHTS and not any((folder / place / name).is_file() for name in (_WEIGHTS, PICKLE)):

@@ -117,6 +117,11 @@ def weights_that_are_a_folder(folder: Path) -> None:
     (folder / "model.safetensors").mkdir()
 
 
+def a_file_that_cannot_be_read(folder: Path) -> None:
+    """Nobody may, not even root: there is nothing at its beginning."""
+    (folder / "vocab.txt").symlink_to("/proc/self/mem")
+
+
 def changed_after_it_was_fetched(folder: Path) -> None:
     ModelManifest("owner/m", "0" * 40, digests_of(folder)).write(folder)
     edit(folder / "1_Pooling" / "config.json", pooling_mode="cls")
@@ -139,6 +144,7 @@ CASES: dict[Callable[[Path], None], str] = {
     corrupt_tokenizer: "tokenizer.json is damaged: ",
     no_tokenizer: "has no tokenizer: tokenizer.json is missing",
     weights_that_are_a_folder: "cannot be loaded: ",
+    a_file_that_cannot_be_read: "the model's files cannot be read: .*/vocab.txt",
     changed_after_it_was_fetched: "1_Pooling/config.json is damaged or was changed",
 }
 

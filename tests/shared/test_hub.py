@@ -138,6 +138,25 @@ def test_pickles_are_fetched_for_small_modules_alone(tmp_path: Path, remote: Loo
     assert remote.asked == []
 
 
+def test_a_model_with_pickled_weights_alone_is_refused(tmp_path: Path, remote: LoopbackHub) -> None:
+    folder = make_model(tmp_path / "m", "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    remote.put(HUB_ID, COMMIT, folder, "main")
+    with pytest.raises(ModelLoadError, match=r"lacks model\.safetensors .*a pickle are never fetched"):
+        hub.snapshot(HUB_ID, None)
+
+
+def test_what_is_no_transformer_is_left_to_who_reads_the_modules(tmp_path: Path, remote: LoopbackHub) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.StaticEmbedding"}]')
+    remote.put(HUB_ID, COMMIT, folder, "main")
+    path = hub.snapshot(HUB_ID, None)
+    remote.asked.clear()
+    assert hub.snapshot(HUB_ID, None) == path
+    assert remote.asked == []
+
+
 def test_a_plain_transformer_is_asked_for_once(tmp_path: Path, remote: LoopbackHub) -> None:
     remote.put(HUB_ID, COMMIT, make_model(tmp_path / "m", modules=False), "main")
     path = hub.snapshot(HUB_ID, None)

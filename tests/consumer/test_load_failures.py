@@ -202,13 +202,13 @@ def test_what_nobody_has_thought_of(
     """No endless restarts with a traceback each."""
 
     def fail(settings: Settings) -> None:
-        raise KeyError("a\nb")
+        raise ValueError("many\nlines")
 
     monkeypatch.setattr(Model, "load", fail)
     folder = tiny_bert()
     assert main.run(Settings(model=str(folder), redis_url=redis_url, key_prefix=prefix)) == 78
     err = capfd.readouterr().err
-    assert err.splitlines()[-1] == f"embedstream: {folder} cannot be loaded: KeyError: 'a\\nb'"
+    assert err.splitlines()[-1] == f"embedstream: {folder} cannot be loaded: ValueError: many lines"
     assert "consumer.load_failed" in err
     assert "Traceback" in err
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from embedstream.shared.errors import Misconfigured
 from embedstream.shared.options import VectorOptions
 from embedstream.shared.recipe import ROLE, Recipe
-from embedstream.shared.settings import Settings
+from embedstream.shared.settings import Settings, flag_of
 
 from .adapters import find_adapters
 from .agreement import REFERENCE, Agreement, agreement
@@ -32,6 +32,7 @@ _UNSCALED = (
     "the directions agree; without modules.json sentence-transformers does not scale vectors, and we scale them to "
     "unit length: --no-normalize leaves them as they are"
 )
+_OVERRIDES = ("pooling", "default_prompt_name", "default_task")
 _OURS_DIFFER = "this is a defect of embedstream or a setting of yours; please report it with this page"
 
 
@@ -90,7 +91,7 @@ def compare(settings: Settings, examined: Examined, tell: Tell) -> list[Check]:
             return [Check("loading", State.FAILED, found)]
         checks = [_limit_check(reference, examined.model.recipe, settings)]
         tell("comparing tokens")
-        checks.append(_tokens_check(reference, examined))
+        checks.append(_tokens_check(reference, examined, settings))
         recipe = examined.model.recipe
         ways = sorted(_ways(recipe, reference), key=lambda way: way.adapter(recipe))
         for adapter, of_adapter in groupby(ways, key=lambda way: way.adapter(recipe)):
@@ -160,9 +161,20 @@ def _remedy(found: Agreement, recipe: Recipe, settings: Settings) -> str:
     if found.cosine > _SAME_DIRECTION:
         length = "unit length" if recipe.normalize else "the length the model gives them"
         return f"the directions agree, the lengths do not: ours have {length}; see --normalize"
-    if settings.pooling is not None:
-        return f"--pooling {settings.pooling} overrides the model's files: leave it out unless you mean it"
-    return _OURS_DIFFER
+    return _of_overrides(settings)
+
+
+def _of_overrides(settings: Settings) -> str:
+    """What an operator has set against the files is the likeliest cause of a difference."""
+    given = [flag_of(name) for name in _OVERRIDES if getattr(settings, name) is not None]
+    if not given:
+        return _OURS_DIFFER
+    one = len(given) == 1
+    flags = " and ".join(given)
+    return (
+        f"{flags} {'overrides' if one else 'override'} the model's files: leave {'it' if one else 'them'} out unless "
+        "you mean it"
+    )
 
 
 def _limit_check(reference: Any, recipe: Recipe, settings: Settings) -> Check:
@@ -181,7 +193,7 @@ def _limit_check(reference: Any, recipe: Recipe, settings: Settings) -> Check:
     return Check(name, State.FAILED, f"{ours} tokens; sentence-transformers cuts at {theirs}", _OURS_DIFFER)
 
 
-def _tokens_check(reference: Any, examined: Examined) -> Check:
+def _tokens_check(reference: Any, examined: Examined, settings: Settings) -> Check:
     texts = examined.texts
     ours = examined.direct.embed([text.text for text in texts]).ids
     prompt = reference.prompts.get(reference.default_prompt_name)
@@ -192,7 +204,7 @@ def _tokens_check(reference: Any, examined: Examined) -> Check:
     ]
     if different:
         found = f"{len(different)} of {len(texts)} texts have other tokens: {', '.join(different[:5])}"
-        return Check("tokens", State.FAILED, found, _OURS_DIFFER)
+        return Check("tokens", State.FAILED, found, _of_overrides(settings))
     return Check("tokens", State.OK, f"the same for {len(texts)} texts")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contract.models import MODELS, write
 
 from embedstream.consumer import reference
 from embedstream.consumer.examination import Check, State, examine
@@ -30,6 +31,23 @@ def test_the_same_vectors(tiny_bert: Callable[..., Path], tiny_decoder: Callable
     assert checks["vectors"].found.endswith("35 texts")
 
 
+def test_prompts_layers_and_sizes(tmp_path: Path, wordpiece_json: str) -> None:
+    """Two ways of pooling without the prompt, Dense, LayerNorm, Normalize."""
+    checks = compared(write(MODELS["headed"], wordpiece_json, tmp_path), matryoshka_dims="4")
+    both = ["encode_query", "encode_document"]
+    sizes = ["vectors of tokens", "vectors", "4 components", "prompt query", "prompt document", *both]
+    assert [*checks] == ["longest input", "tokens", *sizes]
+    assert not [check for check in checks.values() if check.state is not State.OK]
+
+
+def test_another_default_prompt_shows(tmp_path: Path, wordpiece_json: str) -> None:
+    checks = compared(write(MODELS["headed"], wordpiece_json, tmp_path), default_prompt_name="query")
+    assert [name for name, check in checks.items() if check.state is State.FAILED] == [
+        *("tokens", "vectors of tokens", "vectors")
+    ]
+    assert checks["tokens"].remedy.startswith("--default-prompt-name overrides the model's files")
+
+
 def test_a_shorter_limit_cuts_on_both_sides(tiny_bert: Callable[..., Path]) -> None:
     checks = compared(tiny_bert("mean"), max_model_len=20)
     assert {check.state for check in checks.values()} == {State.OK}
@@ -39,7 +57,7 @@ def test_a_shorter_limit_cuts_on_both_sides(tiny_bert: Callable[..., Path]) -> N
 def test_another_pooling_shows(tiny_bert: Callable[..., Path]) -> None:
     checks = compared(tiny_bert("mean"), pooling=PoolingName.CLS)
     assert [name for name, check in checks.items() if check.state is State.FAILED] == ["vectors"]
-    assert checks["vectors"].remedy == "--pooling cls overrides the model's files: leave it out unless you mean it"
+    assert checks["vectors"].remedy == "--pooling overrides the model's files: leave it out unless you mean it"
 
 
 def test_vectors_of_tokens_alone(tiny_bert: Callable[..., Path]) -> None:

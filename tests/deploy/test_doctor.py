@@ -127,7 +127,7 @@ def test_a_wrong_setting_shows_against_sentence_transformers() -> None:
     assert code == 1
     assert "  ✓  vectors of tokens  largest error" in out
     assert "  ✗  vectors            largest error" in out
-    assert "→ --pooling cls overrides the model's files" in out
+    assert "→ --pooling overrides the model's files" in out
     assert out.endswith("Not well: vectors.\n")
 
 

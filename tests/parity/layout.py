@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from sentence_transformers.base.modules.transformer import Transformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 
-__all__ = ["Dense", "Normalize", "Pooling", "pooling", "read", "write"]
+__all__ = ["Dense", "Normalize", "Pooling", "pooling", "read", "write", "write_bare"]
 
 
 def write(family: Family, folder: Path, *layers: torch.nn.Module, prompts: dict[str, str] | None = None) -> Path:
@@ -35,16 +35,23 @@ def write(family: Family, folder: Path, *layers: torch.nn.Module, prompts: dict[
     Returns:
         The folder of it, inside `folder`.
     """
-    tokenizer = family.tokenizer()
-    bare, path = folder / "bare", folder / "model"
-    family.make(tokenizer).save_pretrained(bare)
-    tokenizer.save_pretrained(bare)
+    bare, path = write_bare(family, folder), folder / "model"
     with _processor(family):
         transformer = Transformer(str(bare), max_seq_length=MAX_LENGTH)
         modules = [transformer, *(layers or [pooling(family, ("mean",))])]
         made = SentenceTransformer(modules=modules, device="cpu", prompts=prompts)
         made.save(str(path), create_model_card=False)
     return path
+
+
+def write_bare(family: Family, folder: Path) -> Path:
+    """The transformer and the tokenizer alone, as transformers writes them."""
+    tokenizer = family.tokenizer()
+    tokenizer.model_max_length = MAX_LENGTH
+    bare = folder / "bare"
+    family.make(tokenizer).save_pretrained(bare)
+    tokenizer.save_pretrained(bare)
+    return bare
 
 
 def read(family: Family, path: Path) -> SentenceTransformer:

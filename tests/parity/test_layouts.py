@@ -1,15 +1,18 @@
-"""Whole models of several families, in the layout of today and in that of sentence-transformers before version 5."""
+"""Models of several families: with several layers, in the layout of old versions, and as transformers writes them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import transformers
+from transformers import PreTrainedModel
 
 from embedstream.consumer.model import Model
 from embedstream.shared.keys import Keys
@@ -73,6 +76,28 @@ def test_the_old_layout(family: Family, settings_file: str, tmp_path: Path) -> N
     assert model.recipe.pooling == (
         Pooling.CLS, Pooling.MAX, Pooling.MEAN_SQRT_LEN, Pooling.WEIGHTED_MEAN, Pooling.LAST,
     )  # fmt: skip
+    ours = served.ours(model, TEXTS, model.recipe.pooling)
+    assert served.error(ours, served.theirs(reference, TEXTS)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "pooling"),
+    [
+        ("BERT", transformers.BertForMaskedLM, Pooling.MEAN),
+        ("Llama", transformers.LlamaForCausalLM, Pooling.LAST),
+        ("Qwen2, both directions", transformers.Qwen2ForCausalLM, Pooling.MEAN),
+        ("T5, encoder", transformers.T5ForConditionalGeneration, Pooling.MEAN),
+    ],
+)
+def test_a_checkpoint_of_transformers_with_more_than_the_backbone(
+    name: str, kind: type[PreTrainedModel], pooling: Pooling, tmp_path: Path
+) -> None:
+    """Tensors have a prefix or a decoder beside them, and nothing says how they are pooled."""
+    (family,) = named(name)
+    family = replace(family, model=kind)
+    path = layout.write_bare(family, tmp_path)
+    model, reference = Model.load(served.settings(path)), layout.read(family, path)
+    assert model.recipe.pooling == (pooling,)
     ours = served.ours(model, TEXTS, model.recipe.pooling)
     assert served.error(ours, served.theirs(reference, TEXTS)) <= TOLERANCE
 

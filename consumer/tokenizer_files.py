@@ -20,6 +20,7 @@ log = get_logger()
 
 # Letters that are put together or taken apart, and marks that look like special tokens, tell normalisers apart.
 _PROBES = (*SHORT.values(), "A\tB\nC", "Ångström A\u030angstro\u0308m", "<s> [SEP] </s>")
+_TIKTOKEN = "tiktoken.model"  # the one file of that ending that is no model of SentencePiece
 _LETTERS = "abc xyz 0123456789"
 _HOLLOW_IDS = 2  # at most: one for what is unknown, one for a space
 
@@ -66,6 +67,8 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str
     if written is not None and plain is not None and _ids(plain) == _ids(Tokenizer.from_str(converted)):
         return written, chat
     log.info("model.tokenizer_converted", path=str(folder), tokenizer=type(loaded).__name__)
+    if written is None:
+        _compare_with_sentencepiece(folder, Tokenizer.from_str(converted))
     return converted, chat
 
 
@@ -91,3 +94,19 @@ def _is_hollow(tokenizer: Tokenizer) -> bool:
     """Whether all letters are one to it: transformers makes such a one where it does not find a vocabulary."""
     tokenizer.no_truncation()
     return len(set(tokenizer.encode(_LETTERS, add_special_tokens=False).ids)) <= _HOLLOW_IDS
+
+
+def _compare_with_sentencepiece(folder: Path, tokenizer: Tokenizer) -> None:
+    """Warn when the conversion lost something, as transformers loses the first space of some types of models."""
+    file = next(iter(sorted(folder.glob("*.model"))), None)
+    if file is None or file.name == _TIKTOKEN:
+        return
+    from sentencepiece import SentencePieceProcessor  # no other model needs it
+
+    pieces = SentencePieceProcessor(model_file=str(file)).encode(_LETTERS, out_type=str)
+    if tokenizer.encode(_LETTERS, add_special_tokens=False).tokens != pieces:
+        log.warning(
+            "model.tokenizer_doubtful",
+            reason=f"converted by transformers it takes texts apart otherwise than {file.name} does; a tokenizer.json "
+            "beside it would be taken in its place",
+        )

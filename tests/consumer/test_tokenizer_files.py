@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import transformers
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tests.parity import vocabularies
@@ -25,11 +26,12 @@ PLAIN = [text for text in TEXTS if "</s>" not in text and "  " not in text]
 
 def ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """Of the card, which must be those that sentence-transformers would see."""
-    with quiet():
+    with quiet(), structlog.testing.capture_logs() as logs:
         tokenizer = Tokenizer.from_str(read_tokenizer(folder)[0])
         auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    assert [entry for entry in logs if entry["log_level"] == "warning"] == []
     found = [tokenizer.encode(text).ids for text in TEXTS]
     assert found == [auto(text)["input_ids"] for text in TEXTS]
     return [found[TEXTS.index(text)] for text in texts]
@@ -111,6 +113,17 @@ def test_pairs_of_llama(tmp_path: Path, bos: bool, eos: bool) -> None:
     file = sentencepiece(tmp_path, "tokenizer.model", "bpe", **options)
     configure(tmp_path, "LlamaTokenizer", "llama", add_bos_token=bos, add_eos_token=eos)
     assert ids(tmp_path, PLAIN) == [[*[1] * bos, *file.encode(text), *[2] * eos] for text in PLAIN]
+
+
+@pytest.mark.parametrize(("model_type", "doubtful"), [("llama", False), ("mistral", True)])
+def test_a_conversion_that_loses_the_first_space(tmp_path: Path, model_type: str, doubtful: bool) -> None:
+    options = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    sentencepiece(tmp_path, "tokenizer.model", "bpe", **options)
+    configure(tmp_path, "LlamaTokenizer", model_type)
+    with quiet(), structlog.testing.capture_logs() as logs:
+        read_tokenizer(tmp_path)
+    doubts = [entry["reason"] for entry in logs if entry["log_level"] == "warning"]
+    assert ["otherwise than tokenizer.model does" in doubt for doubt in doubts] == [True] * doubtful
 
 
 def test_pairs_of_gemma(tmp_path: Path) -> None:

@@ -164,10 +164,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
     parser.add_argument("--device", help="such as `cuda`; the CPU where there is no other")
-    parser.add_argument("--passages", type=int, default=512)
-    parser.add_argument("--queries", type=int, default=256)
+    parser.add_argument("--passages", type=int, default=192)
+    parser.add_argument("--queries", type=int, default=128)
     parser.add_argument(
-        "--few", type=int, default=64, help="passages that are embedded again, alone and otherwise pooled"
+        "--few", type=int, default=32, help="passages that are embedded again, alone and otherwise pooled"
     )
     parser.add_argument("--write", action="store_true", help="write the tables into bench/results and docs/models.md")
     options = parser.parse_args()

@@ -18,7 +18,7 @@ from embedstream.consumer.probe_texts import SHORT
 from embedstream.shared.settings import Dtype, Settings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-TEXTS = [*SHORT.values()][::2]
+TEXTS = [*SHORT.values()][::-3]  # among them the empty one, which has the least cosine
 BOUNDS = {Dtype.BFLOAT16: HALF_COSINE, Dtype.FLOAT16: 0.99999}
 
 
@@ -29,7 +29,8 @@ def vectors(model: Model, *, alone: bool = False) -> Sequence[NDArray[Any]]:
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 def test_the_published_bound(minilm: Model, dtype: Dtype) -> None:
-    half = Model.load(Settings(model="all-MiniLM-L6-v2", dtype=dtype, device="cpu", threads=1))
+    # A short limit spares the long warm-up, which takes seconds in a format that this CPU has no instructions for.
+    half = Model.load(Settings(model="all-MiniLM-L6-v2", dtype=dtype, device="cpu", threads=1, max_model_len=64))
     exact, together, alone = vectors(minilm), vectors(half), vectors(half, alone=True)
     assert len(exact) == len(together) == len(alone) == len(TEXTS)
     assert all(vector.dtype == np.float32 for vector in together)

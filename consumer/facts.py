@@ -68,7 +68,7 @@ def facts_of(model: Model, settings: Settings, budget: int) -> Facts:
         },
         "device": {
             "device": str(model.device),
-            "name": _device_name(model.device),
+            **({"name": torch.cuda.get_device_name(model.device)} if model.device.type == "cuda" else {}),
             "dtype": model.dtype,
             "dtype_reason": model.dtype_reason,
             "threads": torch.get_num_threads(),
@@ -103,7 +103,3 @@ def _special_tokens(model: Model) -> str:
     places = range(len(strings) - len(inside) + 1)
     at = next((place for place in places if strings[place : place + len(inside)] == inside), 0)
     return " ".join([*strings[:at], "…", *strings[at + len(inside) :]])
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""

@@ -47,23 +47,25 @@ class AdapterFolder:
 
 
 def find_adapters(folder: Path) -> tuple[AdapterFolder, ...]:
-    """The adapters of a model, sorted by name.
+    """The adapters of a model, sorted by name; those without weights that may be loaded are left out, with a warning.
 
     Args:
         folder: of the model.
 
     Raises:
-        ModelLoadError: two of one name, one that is no LoRA or has no weights that may be loaded; or peft is not
-            installed.
+        ModelLoadError: two of one name, one that is no LoRA; or peft is not installed.
     """
     found: dict[str, AdapterFolder] = {}
     for path in sorted(file.parent for place in _PLACES for file in folder.glob(place)):
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         name = _TASKS.get(path.name, path.name)
+        if not (path / _WEIGHTS).is_file():  # e5-mistral has one beside its own weights, which it is part of
+            log.warning("adapter.left_out", adapter=name, path=str(path), reason=f"no {_WEIGHTS}")
+            continue
         if name in found:
             raise ModelLoadError(f"two adapters of {folder} have the name {name}: {found[name].path} and {path}")
-        _check_files(path)
+        _check_kind(path)
         found[name] = AdapterFolder(name, path)
     if found and find_spec("peft") is None:
         raise ModelLoadError(
@@ -146,16 +148,8 @@ def _on_same_weights(module: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(module, {id(each): each for each in shared})
 
 
-def _check_files(folder: Path) -> None:
-    """Refuse what peft would load another way, or not at all."""
+def _check_kind(folder: Path) -> None:
+    """Refuse what peft would load another way."""
     kind = read_object(folder / _CONFIG).get("peft_type")
     if kind != "LORA":
         raise ModelLoadError(f"the adapter in {folder} is of the type {kind!r}; only LORA is supported")
-    if not (folder / _WEIGHTS).is_file():
-        pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
-        if pickled is None:
-            raise ModelLoadError(f"the adapter in {folder} has no weights: {_WEIGHTS} is missing")
-        raise ModelLoadError(
-            f"the adapter in {folder} has its weights as {pickled}, a pickle, which is never loaded; it needs "
-            f"{_WEIGHTS}"
-        )

@@ -12,7 +12,15 @@ from typing import Any
 
 from .errors import ModelLoadError
 from .logs import get_logger
-from .model_files import LICENCES, OTHER_RUNTIMES, PATTERNS, missing, missing_of_transformer, pickles_needed
+from .model_files import (
+    LICENCES,
+    OTHER_RUNTIMES,
+    PATTERNS,
+    missing,
+    missing_of_adapters,
+    missing_of_transformer,
+    pickles_needed,
+)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_REASON = 400
@@ -75,9 +83,16 @@ def _cached(library: Any, hub_id: str, revision: str | None) -> Path | None:
 
 def _lacking(library: Any, hub_id: str, cached: Path) -> str | None:
     """What is wrong with a cached snapshot, in words; None when it is whole."""
+
+    def is_nowhere(name: str) -> bool:
+        """Whether the cache knows that the Hub has no such file either."""
+        return library.try_to_load_from_cache(hub_id, name, revision=cached.name) is not None
+
     lacking = missing(cached)
-    if lacking == _LISTED and library.try_to_load_from_cache(hub_id, _LISTED, revision=cached.name) is not None:
-        lacking = missing_of_transformer(cached)  # the cache knows that the Hub has none
+    if lacking == _LISTED and is_nowhere(_LISTED):
+        lacking = missing_of_transformer(cached)
+    if lacking is None:
+        lacking = next((name for name in missing_of_adapters(cached) if not is_nowhere(name)), None)
     return None if lacking is None else f"lacks {lacking} in the Hub's local cache"
 
 
@@ -95,10 +110,10 @@ def _fetch(library: Any, hub_id: str, revision: str | None) -> Path:
     )
     if pickles := pickles_needed(folder):
         library.snapshot_download(hub_id, revision=folder.name, allow_patterns=pickles)
-    if not (folder / _LISTED).is_file():
+    for name in (*([] if (folder / _LISTED).is_file() else [_LISTED]), *missing_of_adapters(folder)):
         # Asked for by name, so that the cache remembers that there is none, and the next start need not ask again.
         with suppress(library.errors.EntryNotFoundError):
-            library.hf_hub_download(hub_id, _LISTED, revision=folder.name)
+            library.hf_hub_download(hub_id, name, revision=folder.name)
     return folder
 
 

@@ -133,15 +133,18 @@ def missing(folder: Path) -> str | None:
 
 
 def missing_of_transformer(folder: Path) -> str | None:
-    """What lacks of the transformer itself, its adapters and its tokenizer: the name of a file, or None."""
+    """What lacks of the transformer itself and its tokenizer: the name of a file, or None."""
     if not (folder / "config.json").is_file():
         return "config.json"
     if not has_tokenizer(folder):
         return "tokenizer.json"
-    for adapter in folder.rglob("adapter_config.json"):
-        if not adapter.with_name("adapter_model.safetensors").is_file():
-            return adapter.with_name("adapter_model.safetensors").relative_to(folder).as_posix()
     return _missing_weights(folder)
+
+
+def missing_of_adapters(folder: Path) -> list[str]:
+    """The weights that lack of adapters, by name; there may never have been any but a pickle, as in e5-mistral."""
+    weights = (config.with_name("adapter_model.safetensors") for config in folder.rglob("adapter_config.json"))
+    return sorted(file.relative_to(folder).as_posix() for file in weights if not file.is_file())
 
 
 def has_tokenizer(folder: Path) -> bool:

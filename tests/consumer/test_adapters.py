@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
+import structlog
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -216,11 +217,6 @@ def be_a_pickle(adapter: Path) -> None:
         (lack_a_tensor, r"lacks 1 tensors that fit BertModel and its adapter_config.json, such as \S+lora_B\S+$"),
         (have_another_size, r"lacks \d\d tensors that fit BertModel and its adapter_config.json, such as "),
         (be_of_another_model, r"cannot be loaded: Target modules \{'elsewhere'\} not found"),
-        (
-            be_a_pickle,
-            r"has its weights as adapter_model.bin, a pickle, which is never loaded; it needs adapter_model.s",
-        ),
-        (lambda adapter: (adapter / WEIGHTS).unlink(), r"has no weights: adapter_model.safetensors is missing$"),
         (lambda adapter: (adapter / WEIGHTS).write_bytes(b"no"), r"cannot be loaded: "),
         (lambda adapter: rewrite(adapter / CONFIG, peft_type="IA3"), r"is of the type 'IA3'; only LORA is supported$"),
     ],
@@ -233,6 +229,22 @@ def test_a_damaged_adapter_is_refused_in_one_line(
     with pytest.raises(ModelLoadError, match=rf"^the adapter in \S+/retrieval_query {says}") as caught:
         Model.load(settings(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_without_weights_to_load_is_left_out(
+    make: Callable[[str], Path],
+) -> None:
+    """As e5-mistral has one: part of its weights already, and a pickle."""
+    folder = make("bert")
+    be_a_pickle(folder / "retrieval_query")
+    (folder / "separation" / WEIGHTS).unlink()
+    with structlog.testing.capture_logs() as logs:
+        model = Model.load(settings(folder))
+    assert model.recipe.adapters == ("text-matching",)
+    left_out = [line["adapter"] for line in logs if line["event"] == "adapter.left_out"]
+    assert left_out == ["retrieval.query", "separation"]
+    with pytest.raises(ModelLoadError, match=r"^--default-task separation: the model has the adapters text-matching$"):
+        Model.load(settings(folder, default_task="separation"))
 
 
 def test_two_adapters_of_one_name_are_refused(make: Callable[[str], Path]) -> None:

@@ -138,6 +138,16 @@ def test_pickles_are_fetched_for_small_modules_alone(tmp_path: Path, remote: Loo
     assert remote.asked == []
 
 
+def test_an_adapter_with_pickled_weights_alone_is_asked_for_once(tmp_path: Path, remote: LoopbackHub) -> None:
+    folder = make_model(tmp_path / "m", "lora/adapter_config.json", "lora/adapter_model.bin")
+    remote.put(HUB_ID, COMMIT, folder, "main")
+    path = hub.snapshot(HUB_ID, None)
+    assert list(path.rglob("*.bin")) == []
+    remote.asked.clear()
+    assert hub.snapshot(HUB_ID, None) == path
+    assert remote.asked == []
+
+
 def test_a_model_with_pickled_weights_alone_is_refused(tmp_path: Path, remote: LoopbackHub) -> None:
     folder = make_model(tmp_path / "m", "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -24,6 +24,9 @@ from .service import Served, new_name, serve
 
 log = get_logger()
 
+_MOST_CHARS = 2_000
+"""Of a reason: some of what libraries say repeats whole fields of a model's files."""
+
 
 def run(settings: Settings) -> int:
     """Serve `settings.model` from the queue at `settings.redis_url` until SIGTERM or SIGINT.
@@ -49,7 +52,7 @@ def _run(settings: Settings, url: str) -> int:
         model = _load(settings)
         asyncio.run(serve(settings, url, _served(model, settings), consumer))
     except (ModelLoadError, UnfitServer) as error:
-        reason = " ".join(str(error).split())  # what libraries say may have many lines
+        reason = _line(str(error))
         log.error("consumer.cannot_serve", model=settings.model, reason=reason)
         _leave_reason(settings, url, consumer, reason)
         exits.complain(reason)
@@ -64,6 +67,12 @@ def _run(settings: Settings, url: str) -> int:
         exits.complain(f"Redis at {without_password(url)} refuses us: {error}")
         return exits.FINAL
     return exits.OK
+
+
+def _line(reason: str) -> str:
+    """A reason as one line that is not too long to be shown."""
+    line = " ".join(reason.split())  # what libraries say may have many lines
+    return line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]}…"
 
 
 def _load(settings: Settings) -> Model:

@@ -213,6 +213,21 @@ def test_what_nobody_has_thought_of(
     assert "Traceback" in err
 
 
+@pytest.mark.integration
+def test_what_is_said_at_length_is_shortened(
+    tiny_bert: Make, redis_url: str, prefix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """/health tells it to whoever asks."""
+    folder = tiny_bert()
+    edit(folder / "config.json", hidden_act="x" * 100_000)
+    said = run_in_vain(
+        Settings(model=str(folder), redis_url=redis_url, key_prefix=prefix, device="cpu", log_format="json"), capfd
+    )
+    assert 2000 < len(said) < 2100
+    with Redis.from_url(redis_url) as redis:
+        assert load_failures.newest(redis, prefix, folder.name) == said
+
+
 def test_without_redis_the_reason_is_on_stderr_alone(
     tiny_bert: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,7 +43,7 @@ def run(settings: Settings, *, against: Against | None, as_json: bool) -> int:
         if against is not None:
             found.against = reference.compare(settings, examined, tell)
     if as_json:
-        sys.stdout.write(doctor_view.as_json(found))
+        sys.stdout.buffer.write(doctor_view.as_json(found))
     else:
         doctor_view.show(found)
     return exits.OK if found.passed else exits.FOUND_FAULTS

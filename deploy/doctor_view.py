@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from typing import Any, TextIO
 
 import orjson
@@ -17,34 +17,39 @@ from embedstream.consumer.examination import Check, Examination, State
 
 from .dead_letter_view import printable
 
-_MARKS = {State.OK: ("✓", "green"), State.WARNING: ("!", "yellow"), State.FAILED: ("✗", "bold red")}
+_MARKS = {State.OK: "✓", State.WARNING: "!", State.FAILED: "✗"}
+_STYLES = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "bold red"}
 _PIPED_COLUMNS = 10_000
 _NONE = "none"
 
 
-def as_json(found: Examination) -> str:
-    """All of it as one JSON object."""
+def as_json(found: Examination) -> bytes:
+    """All of it as one JSON object in UTF-8."""
     fields = {**found.facts, "checks": found.checks, "against": found.against, "passed": found.passed}
-    return orjson.dumps(fields, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=asdict).decode()
+    return orjson.dumps(fields, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=asdict)
 
 
 def show(found: Examination, stdout: TextIO | None = None) -> None:
     """Print it for people; elsewhere than on a terminal nothing is wrapped or coloured."""
     stdout = stdout or sys.stdout
+    plain = not (stdout.encoding or "utf-8").lower().startswith("utf")
+    if isinstance(stdout, TextIOWrapper):
+        stdout.reconfigure(errors="replace")  # what has no UTF-8 shows what it can
     if stdout.isatty():
-        _print(found, Console(file=stdout, highlight=False))
+        _print(found, Console(file=stdout, highlight=False), plain=plain)
         return
-    console = Console(file=StringIO(), highlight=False, width=_PIPED_COLUMNS, color_system=None)
-    _print(found, console)
-    shown: str = console.file.getvalue()  # type: ignore[attr-defined] # the StringIO above
-    stdout.writelines(f"{line.rstrip()}\n" for line in shown.splitlines())  # without the padding of its columns
+    kept = StringIO()
+    _print(found, Console(file=kept, highlight=False, width=_PIPED_COLUMNS, color_system=None), plain=plain)
+    # Without the padding of its columns.
+    stdout.writelines(f"{line.rstrip()}\n" for line in kept.getvalue().splitlines())
 
 
-def _print(found: Examination, console: Console) -> None:
+def _print(found: Examination, console: Console, *, plain: bool) -> None:
+    """The sections, the checks and the verdict; `plain` for files without UTF-8."""
     sections = [(name, _facts_table(facts)) for name, facts in found.facts.items()]
-    sections.append(("checks", _checks_table(found.checks)))
+    sections.append(("checks", _checks_table(found.checks, plain=plain)))
     if found.against:
-        sections.append(("against sentence-transformers, in float32", _checks_table(found.against)))
+        sections.append(("against sentence-transformers, in float32", _checks_table(found.against, plain=plain)))
     for name, table in sections:
         console.print(Text(name, style="bold"), table, "", sep="\n")
     console.print(_verdict(found))
@@ -78,13 +83,14 @@ def _shown(value: Any, *, quoted: bool = False) -> str:
     return f'"{text}"' if quoted else text if text and value != {} else _NONE
 
 
-def _checks_table(checks: Sequence[Check]) -> Table:
+def _checks_table(checks: Sequence[Check], *, plain: bool) -> Table:
     table = _table(columns=3)
     for check in checks:
-        sign, style = _MARKS[check.state]
-        table.add_row(Text(f"  {sign}", style=style), Text(check.name), Text(printable(check.found)))
+        style = _STYLES[check.state]
+        mark = check.state.value if plain else _MARKS[check.state]
+        table.add_row(Text(f"  {mark}", style=style), Text(check.name), Text(printable(check.found)))
         if check.remedy:
-            table.add_row("", "", Text(f"→ {check.remedy}", style=style))
+            table.add_row("", "", Text(f"{'>' if plain else '→'} {check.remedy}", style=style))
     return table
 
 

@@ -99,6 +99,16 @@ def test_on_a_terminal_long_lines_are_folded(monkeypatch: pytest.MonkeyPatch) ->
     assert max(map(len, terminal.getvalue().splitlines())) < 80
 
 
+def test_without_utf_8_marks_are_words() -> None:
+    written = io.BytesIO()
+    ascii_only = io.TextIOWrapper(written, encoding="ascii")
+    doctor_view.show(FOUND, ascii_only)
+    ascii_only.flush()
+    shown = written.getvalue().decode("ascii")
+    assert "  ok       tokens  the same for 35 texts\n  warning  recipe  no modules.json\n" in shown
+    assert " > say it with --pooling\n" in shown
+
+
 def test_for_machines() -> None:
     fields = json.loads(doctor_view.as_json(FOUND))
     assert fields["recipe"]["prompts"] == FOUND.facts["recipe"]["prompts"]

@@ -28,7 +28,12 @@ _CAUSAL = "ForCausalLM"
 
 # A table of positions ends somewhere; rotary and relative positions do not. The models of the second set count from
 # pad_token_id + 1 (transformers: RobertaEmbeddings.create_position_ids_from_input_ids).
-_TABLE_POSITIONS = frozenset(("albert", "bert", "distilbert", "electra", "ernie", "gpt2", "mobilebert"))
+_TABLE_POSITIONS = frozenset(
+    (
+        *("albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "gpt2", "gpt_neo", "gptj"),
+        *("mobilebert", "opt"),
+    )
+)
 _OFFSET_POSITIONS = frozenset(
     ("camembert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
 )
@@ -78,6 +83,8 @@ def default_pooling(file: Path, config: Mapping[str, Any]) -> Pooling:
 
 def has_position_table(config: Mapping[str, Any]) -> bool:
     """Whether a longer sequence than `positions` makes the model fail."""
+    if config.get("position_biased_input", True) is False:  # DeBERTa v3: relative positions alone
+        return False
     return _kind(config) in _TABLE_POSITIONS | _OFFSET_POSITIONS
 
 

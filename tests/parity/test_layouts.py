@@ -19,11 +19,12 @@ from embedstream.shared.keys import Keys
 from embedstream.shared.recipe import Pooling
 
 from . import layout, served
-from .families import FAMILIES, Family
+from .families import FAMILIES, MAX_LENGTH, Family
 from .layout import Dense, Normalize
 from .texts import TEXTS
 
 TOLERANCE = 1e-5
+TABLE = 24
 PROMPTS = {"query": "Represent the question: ", "document": "of text: "}
 FLAGS = {
     "pooling_mode_cls_token": True,
@@ -78,6 +79,27 @@ def test_the_old_layout(family: Family, settings_file: str, tmp_path: Path) -> N
     )  # fmt: skip
     ours = served.ours(model, TEXTS, model.recipe.pooling)
     assert served.error(ours, served.theirs(reference, TEXTS)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"),
+    [
+        *((family, TABLE) for family in named("BERT", "DeBERTa", "DeBERTa v2", "GPT-2", "GPT-J", "OPT, projected")),
+        *((family, TABLE) for family in named("GPT-Neo, sliding window", "MobileBERT")),
+        *((family, TABLE - 2) for family in named("MPNet", "XLM-RoBERTa", "Longformer")),
+        *((family, MAX_LENGTH) for family in named("DeBERTa v3", "Nomic BERT", "Qwen3", "T5, encoder")),
+    ],
+)
+def test_no_text_is_longer_than_the_table_of_positions(family: Family, limit: int, tmp_path: Path) -> None:
+    """Whatever the module says: past the end of the table the model fails."""
+    table = {key: TABLE for key in ("max_position_embeddings", "n_positions") if key in family.options}
+    path = layout.write(replace(family, options={**family.options, **table}), tmp_path)
+    own = path / "sentence_bert_config.json"
+    own.write_text(json.dumps({**json.loads(own.read_text()), "max_seq_length": MAX_LENGTH}))
+    model = Model.load(served.settings(path))
+    assert model.recipe.max_length == limit
+    (vector,) = served.ours(model, TEXTS[-1:], model.recipe.pooling)
+    assert np.isfinite(vector).all()
 
 
 @pytest.mark.parametrize(

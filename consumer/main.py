@@ -70,8 +70,9 @@ def _run(settings: Settings, url: str) -> int:
 
 
 def _line(reason: str) -> str:
-    """A reason as one line that is not too long to be shown."""
+    """A reason as one line of valid Unicode that is not too long to be shown."""
     line = " ".join(reason.split())  # what libraries say may have many lines
+    line = line.encode(errors="backslashreplace").decode()  # names of files may be any bytes
     return line if len(line) <= _MOST_CHARS else f"{line[:_MOST_CHARS]}…"
 
 
@@ -97,7 +98,7 @@ def _leave_reason(settings: Settings, url: str, consumer: str, reason: str) -> N
     client = connect_sync(url)
     try:
         load_failures.leave(client, settings.key_prefix, settings.served_names, consumer, reason)
-    except (RedisError, OSError) as error:
+    except (RedisError, OSError, UnicodeError) as error:  # of a folder whose name is no Unicode, no key can be made
         log.warning("consumer.reason_not_left", error=told(error))
     finally:
         client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,22 @@ def test_what_is_said_at_length_is_shortened(
     assert 2000 < len(said) < 2100
     with Redis.from_url(redis_url) as redis:
         assert load_failures.newest(redis, prefix, folder.name) == said
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("names", [("m",), ()])
+def test_a_folder_whose_name_is_no_unicode(
+    tiny_bert: Make, redis_url: str, prefix: str, capfd: pytest.CaptureFixture[str], names: tuple[str, ...]
+) -> None:
+    folder = tiny_bert()
+    no_weights(folder)
+    folder = folder.rename(os.fsdecode(os.fsencode(folder) + b"\xff"))
+    settings = Settings(
+        model=str(folder), served_model_name=names, redis_url=redis_url, key_prefix=prefix, log_format="json"
+    )
+    assert r"\udcff has no weights" in run_in_vain(settings, capfd)
+    with Redis.from_url(redis_url) as redis:
+        assert [name for name in names if r"\udcff" in (load_failures.newest(redis, prefix, name) or "")] == [*names]
 
 
 def test_without_redis_the_reason_is_on_stderr_alone(

@@ -129,7 +129,8 @@ class Recipe:
             raise InvalidInput(self._no_such("prompt", asked, self.prompts), param="prompt_name")
         role = asked.removeprefix(ROLE)
         found = _find(role, self.prompts)
-        if found is None and role not in _ROLES and any(self.prompts.values()):
+        known = role in _ROLES or role in self.adapters
+        if found is None and not known and any(self.prompts.values()):
             raise InvalidInput(self._no_such("prompt", role, self.prompts), param="input_type")
         return found or ""  # as in sentence-transformers: a query without a prompt of its own gets none
 

@@ -223,6 +223,13 @@ CASES: list[Case] = [
         "E-TASK-02", "by its name", {"input_type": TASKS[0]}, as_task(TASKS[0], prompt_name=TASKS[0]), server="tasked"
     ),
     prompted(
+        "E-TASK-02 E-PROMPT-03",
+        "by its name, without a prompt",
+        {"input_type": TASKS[1]},
+        both(shaped(1, _TOKENS), as_task(TASKS[1])),
+        server="tasked",
+    ),
+    prompted(
         "E-TASK-02 E-TASK-01",
         "a task and a word",
         {"input_type": "query", "task": TASKS[1]},

@@ -34,6 +34,12 @@ def test_a_query_without_a_prompt_of_its_own_gets_none_as_in_sentence_transforme
     assert recipe.prompt_of(f"{ROLE}query") == ""
 
 
+def test_the_name_of_an_adapter_asks_for_no_prompt() -> None:
+    recipe = replace(WITH_PROMPTS, adapters=("separation",))
+    assert recipe.prompt_of(f"{ROLE}separation") == ""
+    assert recipe.adapter_of("", f"{ROLE}separation") == "separation"
+
+
 @pytest.mark.parametrize("asked", ["", NO_PROMPT, f"{ROLE}query", f"{ROLE}document", f"{ROLE}anything"])
 def test_a_model_without_prompts_knows_all_roles(asked: str) -> None:
     assert PLAIN.prompt_of(asked) == ""

@@ -212,7 +212,9 @@ class Fleet:
         if entry is None:
             self._take_consumers(())
             self._trouble = self._why_none(entries)
-            self.load_failure = await load_failures.told(self._redis, self._prefix, self._model)
+            # Where several models are served and none is named, no failure is what keeps requests from being answered.
+            failed = await load_failures.told(self._redis, self._prefix, self._model) if self.unannounced else None
+            self.load_failure = failed
             return
         keys = Keys(self._prefix, entry.model)
         members: Any = await self._redis.zrange(keys.live, 0, -1)

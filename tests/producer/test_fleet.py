@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,23 @@ async def test_why_a_consumer_could_not_serve_is_known(
         client.delete(keys.status("c4"))  # it expires
         await fleet.refresh()
         assert fleet.load_failure is None
+
+
+async def test_a_failure_is_not_why_one_of_several_models_must_be_named(
+    follower: Any, redis_url: str, stub_consumers: Any, keys: Keys, card: ModelCard, prefix: str
+) -> None:
+    fleet = follower()
+    async with (
+        stub_consumers(redis_url, keys) as start,
+        stub_consumers(redis_url, Keys(prefix, "n")) as start_another,
+    ):
+        await start(card)
+        await start_another(replace(card, model="n"))
+        with closing(connect_sync(redis_url)) as client:
+            load_failures.leave(client, prefix, ("third",), "c1", "it is damaged")
+        await fleet.refresh()
+    assert "Several models are served" in str(fleet.trouble)
+    assert fleet.load_failure is None
 
 
 async def test_patience_with_consumers_is_little_with_redis(

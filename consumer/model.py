@@ -28,6 +28,7 @@ from .device import choose_device, choose_dtype, thread_count
 from .heads import build_head
 from .padding import feels_padding, without_padding
 from .pooling import pool
+from .token_types import check_token_types
 from .tokenizer_files import read_tokenizer
 from .vocabulary import check_tokenizer, with_embeddings
 
@@ -110,20 +111,22 @@ class Model:
             adapters = find_adapters(files.path)
             module = load_backbone(folder, device, dtype)
             adapted = with_adapters(module, adapters)
-            written, chat = read_tokenizer(folder, settings.chat_template)
-            tokenizer_text = finished(written, do_lower_case=recipe.do_lower_case)
+            own = read_tokenizer(folder, settings.chat_template)
+            tokenizer_text = finished(own.json, do_lower_case=recipe.do_lower_case)
         recipe = replace(
             with_embeddings(recipe, module),
+            truncation_side=own.truncation_side,
             adapters=tuple(adapted),
             default_adapter=default_of(settings.default_task, adapters),
         )
         tokenizer = TextTokenizer(tokenizer_text, recipe)
         check_tokenizer(tokenizer, recipe, module.config)
-        card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=chat)
+        card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=own.chat)
         model = cls(module, card, tokenizer, _pad_id(module.config), files, reason, adapted)
         model.head = build_head(read_head(files, recipe), model.device)
         for adapter in ("", *recipe.adapters):
             model._warm_up(adapter)
+        check_token_types(module, own.typed)
         log.info(
             "model.loaded",
             model=card.model,
@@ -168,7 +171,8 @@ class Model:
         padded = np.full(present.shape, self._pad_id, np.int64)
         padded[present] = ids  # row by row, as the ids lie
         mask = torch.from_numpy(present.astype(np.int64)).to(self.device)
-        output = self._modules[adapter](input_ids=torch.from_numpy(padded).to(self.device), attention_mask=mask)
+        given = {"input_ids": torch.from_numpy(padded).to(self.device), "attention_mask": mask}
+        output = self._modules[adapter](**given, return_dict=True)  # a model's files may ask for a bare tuple
         hidden: Tensor = output.last_hidden_state
         return hidden, mask
 

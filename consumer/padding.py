@@ -18,7 +18,7 @@ Ids = NDArray[np.integer[Any]]
 Forward = Callable[[Ids, Ids], tuple[Tensor, Tensor]]
 """(total,) ids and (n,) lengths to the hidden states (n, max_len, dim) and the mask (n, max_len)."""
 
-_NOISE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+NOISE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """By how much the same token may differ between batches of different shapes, relative to the largest value."""
 
 
@@ -32,7 +32,7 @@ def feels_padding(forward: Forward, ids: Ids, filled: Tensor) -> bool:
     """
     alone = forward(ids, np.array([len(ids)]))[0][0]
     difference = (alone - filled).abs().max() / alone.abs().max()
-    return bool(difference > _NOISE[alone.dtype])
+    return bool(difference > NOISE[alone.dtype])
 
 
 def without_padding(forward: Forward, ids: Ids, lengths: Ids) -> tuple[Tensor, Tensor]:

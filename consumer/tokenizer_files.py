@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from embedstream.shared.cards import ChatFormat
 from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.logs import get_logger
 from embedstream.shared.model_files import has_tokenizer
 
@@ -25,7 +27,25 @@ _LETTERS = "abc xyz 0123456789"
 _HOLLOW_IDS = 2  # at most: one for what is unknown, one for a space
 
 
-def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str, ChatFormat | None]:
+@dataclass(frozen=True, slots=True)
+class ModelTokenizer:
+    """What the tokenizer files of a model say.
+
+    Args:
+        json: the tokenizer in the form of the `tokenizers` library.
+        truncation_side: the end that it cuts, RIGHT or LEFT.
+        chat: how chat messages become text, of `tokenizer_config.json`, `chat_template.jinja` and the folder
+            `additional_chat_templates`; None without a template.
+        typed: token ids of a text and their types, where it gives types to those who compute the model.
+    """
+
+    json: str
+    truncation_side: TruncationSide
+    chat: ChatFormat | None
+    typed: tuple[list[int], list[int]] | None
+
+
+def read_tokenizer(folder: Path, chat_template: Path | None = None) -> ModelTokenizer:
     """The tokenizer as transformers reads it: the file itself when that means the same, else converted.
 
     `tokenizer.json` alone is not always the whole truth: `tokenizer_config.json` may change lower-casing or special
@@ -35,10 +55,6 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str
     Args:
         folder: where the model's tokenizer files are.
         chat_template: a file with a Jinja template to use in place of the model's own.
-
-    Returns:
-        The tokenizer as JSON; and how chat messages become text, of `tokenizer_config.json`, `chat_template.jinja` and
-        the folder `additional_chat_templates`, or None without a template.
 
     Raises:
         ModelLoadError: no tokenizer, or one that is damaged or cannot be converted.
@@ -58,18 +74,19 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> tuple[str
         raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     if not isinstance(backend, Tokenizer):
         raise ModelLoadError(f"the tokenizer in {folder} ({type(loaded).__name__}) has no fast form")
-    chat = _chat_format(loaded, chat_template)
+    side = TruncationSide.LEFT if loaded.truncation_side == "left" else TruncationSide.RIGHT
+    known = (side, _chat_format(loaded, chat_template), _typed(loaded))
     converted = backend.to_str()
     if _is_hollow(Tokenizer.from_str(converted)):
         raise ModelLoadError(
             f"the tokenizer in {folder} knows no letters: its files are not those that {type(loaded).__name__} reads"
         )
-    if written is not None and plain is not None and _ids(plain) == _ids(Tokenizer.from_str(converted)):
-        return written, chat
+    if written is not None and plain is not None and _alike(plain, Tokenizer.from_str(converted)):
+        return ModelTokenizer(written, *known)
     log.info("model.tokenizer_converted", path=str(folder), tokenizer=type(loaded).__name__)
     if written is None:
         _compare_with_sentencepiece(folder, Tokenizer.from_str(converted))
-    return converted, chat
+    return ModelTokenizer(converted, *known)
 
 
 def _chat_format(tokenizer: Any, chosen: Path | None) -> ChatFormat | None:
@@ -84,10 +101,22 @@ def _chat_format(tokenizer: Any, chosen: Path | None) -> ChatFormat | None:
     return ChatFormat(templates, tokenizer.special_tokens_map) if templates else None
 
 
-def _ids(tokenizer: Tokenizer) -> list[list[int]]:
+def _typed(tokenizer: Any) -> tuple[list[int], list[int]] | None:
+    made = tokenizer(SHORT["sentence"])
+    return (made["input_ids"], made["token_type_ids"]) if "token_type_ids" in made else None
+
+
+def _alike(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether both make the same ids, also of the tokens that only the settings of one may have added."""
+    added = {token.content for each in (one, other) for token in each.get_added_tokens_decoder().values()}
+    probes = [*_PROBES, *(f"a{token}b {token} c" for token in sorted(added))]
+    return _ids(one, probes) == _ids(other, probes)
+
+
+def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(_PROBES))]
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
 
 
 def _is_hollow(tokenizer: Tokenizer) -> bool:

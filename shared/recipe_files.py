@@ -19,7 +19,6 @@ from .architectures import (
 )
 from .errors import ModelLoadError
 from .head_files import Cut, Normalize, Step, read_steps, size_after
-from .jobs import TruncationSide
 from .json_files import boolean, exists, integer, read_object, shown, size
 from .logs import get_logger
 from .models import ModelFiles
@@ -55,7 +54,7 @@ _INSTRUCTORS = ("hkunlp/instructor-base", "hkunlp/instructor-large", "hkunlp/ins
 
 
 def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
-    """The recipe of a model, the operator's overrides included.
+    """The recipe of a model, the operator's overrides included; all of it but what the tokenizer and adapters say.
 
     Args:
         files: where the model is.
@@ -86,7 +85,6 @@ def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
         dimension=dimension,
         vocab_size=_required(file, config, ("vocab_size",)),
         matryoshka_dims=_matryoshka_dims(file, config, dimension, settings.matryoshka_dims),
-        truncation_side=_truncation_side(folder, tokenizer),
         do_lower_case=own.do_lower_case,
         token_dimension=0 if token_dimension == dimension else token_dimension,
         prompts=whole.prompts,
@@ -231,7 +229,8 @@ def _limits(
     end = positions(folder / "config.json", config)
     limits = {"sentence-transformers' settings (max_seq_length)": own.max_length}
     if own.max_length is None:
-        length = integer(folder / "tokenizer_config.json", tokenizer, "model_max_length")
+        file = folder / "tokenizer_config.json"
+        length = integer(file, tokenizer, "model_max_length" if "model_max_length" in tokenizer else "max_len")
         limits = {"tokenizer_config.json (model_max_length)": length, "config.json (positions)": end}
     elif has_position_table(config):
         limits["config.json (positions)"] = end
@@ -252,14 +251,6 @@ def _matryoshka_dims(file: Path, config: dict[str, Any], dimension: int, wanted:
     if max(sizes) > dimension:
         raise ModelLoadError(f"--matryoshka-dims {wanted}: the model's vectors have only {dimension} components")
     return sizes
-
-
-def _truncation_side(folder: Path, tokenizer: dict[str, Any]) -> TruncationSide:
-    side = tokenizer.get("truncation_side", "right")
-    if side not in ("left", "right"):
-        file = folder / "tokenizer_config.json"
-        raise ModelLoadError(f"{file}: truncation_side is {shown(side)}, neither left nor right")
-    return TruncationSide.LEFT if side == "left" else TruncationSide.RIGHT
 
 
 def _required(file: Path, config: dict[str, Any], keys: tuple[str, ...]) -> int:

@@ -27,7 +27,7 @@ PLAIN = [text for text in TEXTS if "</s>" not in text and "  " not in text]
 def ids(folder: Path, texts: Sequence[str]) -> list[list[int]]:
     """Of the card, which must be those that sentence-transformers would see."""
     with quiet(), structlog.testing.capture_logs() as logs:
-        tokenizer = Tokenizer.from_str(read_tokenizer(folder)[0])
+        tokenizer = Tokenizer.from_str(read_tokenizer(folder).json)
         auto = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -6,7 +6,6 @@ import pytest
 import structlog
 
 from embedstream.shared.errors import ModelLoadError
-from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.models import locate
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.recipe_files import read_head, transformer_folder
@@ -209,6 +208,7 @@ def test_no_default_for_an_unknown_architecture(make: Make, kind: object) -> Non
         (BERT, {OWN: {"max_seq_length": 512}}, 64),
         (QWEN, {OWN: {"max_seq_length": 512}}, 512),
         (BERT, {TOKENIZER: {"model_max_length": 512}}, 64),
+        (BERT, {TOKENIZER: {"max_len": 32}}, 32),
         (BERT, {TOKENIZER: {"model_max_length": 10**30}}, 64),
         (BERT, {TOKENIZER: {"model_max_length": 1e30}}, 64),
         (BERT, {}, 64),
@@ -249,11 +249,6 @@ def test_old_models_keep_the_transformer_in_a_folder(make: Make) -> None:
 def test_lower_casing(make: Make) -> None:
     assert recipe_of(make()).do_lower_case is False
     assert recipe_of(make(others={OWN: {"do_lower_case": True}})).do_lower_case is True
-
-
-@pytest.mark.parametrize(("side", "expected"), [("left", TruncationSide.LEFT), ("right", TruncationSide.RIGHT)])
-def test_truncation_side(make: Make, side: str, expected: TruncationSide) -> None:
-    assert recipe_of(make(others={TOKENIZER: {"truncation_side": side}})).truncation_side is expected
 
 
 @pytest.mark.parametrize(
@@ -309,11 +304,6 @@ def test_damaged_files_are_named(make: Make, name: str, content: str) -> None:
 def test_a_configuration_that_says_too_little(make: Make, config: Any, message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         recipe_of(make(config=config))
-
-
-def test_a_truncation_side_that_is_none(make: Make) -> None:
-    with pytest.raises(ModelLoadError, match="neither left nor right"):
-        recipe_of(make(others={TOKENIZER: {"truncation_side": "middle"}}))
 
 
 @pytest.mark.parametrize(

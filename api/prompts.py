@@ -39,6 +39,8 @@ def with_prompt_and_adapter(options: Options, body: InputRequest, served: Served
                 "has told the model's prompts; send one of them.",
                 retry_after_s=2.0,
             )
+        if body.adapter == "":  # the queue's word for the default
+            raise refusal("`task` must be null or the name of an adapter.", "task", body.adapter)
         return replace(options, prompt=asked, adapter=body.adapter or "")
     recipe = served.card.recipe
     text = _text(recipe, asked, role or name)

@@ -132,6 +132,9 @@ def test_names_wait_for_the_first_consumer() -> None:
     assert chosen(None) == ("", "")
     with pytest.raises(Unavailable, match="send one of them"):
         chosen(None, prompt_name="query", input_type="query")
+    with pytest.raises(InvalidInput, match="null or the name") as caught:  # as it is told when a model is known
+        chosen(None, task="")
+    assert caught.value.param == "task"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from embedstream.shared.cards import ChatFormat
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.jobs import TruncationSide
+from embedstream.shared.json_files import read_object
 from embedstream.shared.logs import get_logger
 from embedstream.shared.model_files import has_tokenizer
 
@@ -69,18 +70,19 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> ModelToke
         raise ModelLoadError(f"{file} is damaged: {first_line(error)}") from error
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        backend = getattr(loaded, "backend_tokenizer", None)
+        backend, typed = getattr(loaded, "backend_tokenizer", None), _typed(loaded)
     except Exception as error:  # whatever its files and libraries raise
         raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     if not isinstance(backend, Tokenizer):
         raise ModelLoadError(f"the tokenizer in {folder} ({type(loaded).__name__}) has no fast form")
     side = TruncationSide.LEFT if loaded.truncation_side == "left" else TruncationSide.RIGHT
-    known = (side, _chat_format(loaded, chat_template), _typed(loaded))
+    known = (side, _chat_format(loaded, chat_template), typed)
     converted = backend.to_str()
     if _is_hollow(Tokenizer.from_str(converted)):
         raise ModelLoadError(
             f"the tokenizer in {folder} knows no letters: its files are not those that {type(loaded).__name__} reads"
         )
+    _compare_with_settings(folder, loaded, Tokenizer.from_str(converted))
     if written is not None and plain is not None and _alike(plain, Tokenizer.from_str(converted)):
         return ModelTokenizer(written, *known)
     log.info("model.tokenizer_converted", path=str(folder), tokenizer=type(loaded).__name__)
@@ -123,6 +125,20 @@ def _is_hollow(tokenizer: Tokenizer) -> bool:
     """Whether all letters are one to it: transformers makes such a one where it does not find a vocabulary."""
     tokenizer.no_truncation()
     return len(set(tokenizer.encode(_LETTERS, add_special_tokens=False).ids)) <= _HOLLOW_IDS
+
+
+def _compare_with_settings(folder: Path, loaded: Any, tokenizer: Tokenizer) -> None:
+    """Warn when an end is asked for that the tokenizer does not put: transformers 5 heeds `tokenizer.json` alone."""
+    settings = read_object(folder / "tokenizer_config.json", missing_ok=True)
+    ids = tokenizer.encode("a").ids
+    ends = {"add_bos_token": (loaded.bos_token_id, ids[:1]), "add_eos_token": (loaded.eos_token_id, ids[-1:])}
+    for key, (token, end) in ends.items():
+        if settings.get(key) is True and token is not None and end != [token]:
+            log.warning(
+                "model.tokenizer_doubtful",
+                reason=f"tokenizer_config.json says {key}, but the tokenizer does not put token {token} there, neither "
+                "here nor in sentence-transformers",
+            )
 
 
 def _compare_with_sentencepiece(folder: Path, tokenizer: Tokenizer) -> None:

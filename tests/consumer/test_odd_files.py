@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from tests.parity import families
 from tests.parity.vocabularies import bert
 from transformers import XLNetConfig
@@ -77,6 +78,19 @@ def test_equals_sentence_transformers(tiny_bert: Callable[..., Path], change: Ca
     np.testing.assert_allclose(ours, [reference.encode(text, show_progress_bar=False) for text in TEXTS], atol=1e-5)
     left = change in (cut_on_the_left_in_the_tokenizer_itself, cut_on_the_left_in_the_settings_alone)
     assert model.recipe.truncation_side is (TruncationSide.LEFT if left else TruncationSide.RIGHT)
+
+
+def test_an_end_that_the_tokenizer_does_not_put(tiny_decoder: Callable[..., Path]) -> None:
+    """As gte-Qwen2 would be without the end in its tokenizer.json: the last token of a text would be another one."""
+    folder = tiny_decoder()
+    rewrite(folder / TOKENIZER, add_eos_token=True)
+    with structlog.testing.capture_logs() as logs:
+        with_end = Model.load(settings(folder)).tokenizer.encode(["a"]).ids
+        rewrite(folder / "tokenizer.json", post_processor=None)
+        without = Model.load(settings(folder)).tokenizer.encode(["a"]).ids
+    assert (len(with_end), len(without)) == (2, 1)
+    doubts = [line["reason"] for line in logs if line["event"] == "model.tokenizer_doubtful"]
+    assert [doubt.partition(",")[0] for doubt in doubts] == ["tokenizer_config.json says add_eos_token"]
 
 
 def test_a_truncation_side_that_is_none(tiny_bert: Callable[..., Path]) -> None:

@@ -126,7 +126,7 @@ class Model:
         model.head = build_head(read_head(files, recipe), model.device)
         for adapter in ("", *recipe.adapters):
             model._warm_up(adapter)
-        check_token_types(module, own.typed)
+        check_token_types(module, own.typed, recipe.max_length)
         log.info(
             "model.loaded",
             model=card.model,

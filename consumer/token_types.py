@@ -11,7 +11,7 @@ from embedstream.shared.errors import ModelLoadError
 from .padding import NOISE
 
 
-def check_token_types(module: torch.nn.Module, typed: tuple[list[int], list[int]] | None) -> None:
+def check_token_types(module: torch.nn.Module, typed: tuple[list[int], list[int]] | None, max_length: int) -> None:
     """Refuse a model whose hidden states hang on the types that its tokenizer gives to the tokens of a text.
 
     Without types BERT takes zeros, which its tokenizer gives as well. XLNet tells its last token apart by one, and
@@ -20,13 +20,14 @@ def check_token_types(module: torch.nn.Module, typed: tuple[list[int], list[int]
     Args:
         module: transformers' own, which has computed something before.
         typed: token ids of a text and their types; None where its tokenizer gives none.
+        max_length: most tokens that the model reads: of a longer text the last ones are tried.
 
     Raises:
         ModelLoadError: naming the types.
     """
     if typed is None or "token_type_ids" not in inspect.signature(module.forward).parameters:
         return
-    ids, types = torch.tensor(typed, device=next(module.parameters()).device).unsqueeze(1)
+    ids, types = torch.tensor(typed, device=next(module.parameters()).device)[:, None, -max_length:]
     mask = torch.ones_like(ids)
     with torch.inference_mode():
         plain, told = (

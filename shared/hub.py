@@ -21,6 +21,7 @@ from .model_files import (
     missing_of_transformer,
     pickles_needed,
 )
+from .urls import without_secrets
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_REASON = 400
@@ -63,7 +64,8 @@ def snapshot(hub_id: str, revision: str | None, hint: str = "") -> Path:
             cached = _fetch(huggingface_hub, hub_id, revision)
         lacking = _lacking(huggingface_hub, hub_id, cached)  # the library takes what it has when the Hub is away
     except Exception as error:  # noqa: BLE001 - besides its own errors the library lets through its HTTP client's
-        reason = textwrap.shorten(str(error) or type(error).__name__, _LONGEST_REASON, placeholder=" …")
+        said = without_secrets(str(error)) or type(error).__name__
+        reason = textwrap.shorten(said, _LONGEST_REASON, placeholder=" …")
     if cached is not None and (lacking is None or _is_plain(cached)):
         _tell(hub_id, revision, cached)
         return cached

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from tests.shared.loopback_hub import COMMIT, HUB_ID, LoopbackHub, make_model, offline, replaced_hub
 
@@ -69,6 +70,16 @@ def test_a_whole_snapshot_needs_no_network(
     assert remote.asked == []
     with pytest.raises(ModelLoadError, match=f"{HUB_ID} is no directory here, .* not in the Hub's local cache"):
         hub.snapshot(HUB_ID, None)  # nobody has asked yet where `main` is
+
+
+def test_the_reason_does_not_tell_the_password_of_a_mirror(
+    remote: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer's reason is read by whoever asks /health."""
+    monkeypatch.setattr(constants, "ENDPOINT", remote.url.replace("://", "://user:secret@"))
+    with pytest.raises(ModelLoadError, match=r"fetching it failed: .*://\*\*\*@") as caught:
+        hub.snapshot(HUB_ID, None)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_revision_is_pinned_by_its_commit(tmp_path: Path, remote: LoopbackHub) -> None:

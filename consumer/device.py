@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,6 +14,7 @@ from embedstream.shared.settings import Dtype, Settings
 _CPU_BATCH_TOKENS = 4096  # larger batches fall out of a CPU's cache
 _CUDA_BATCH_TOKENS = 65_536
 _DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.BFLOAT16: torch.bfloat16}
+_LARGE_VALUES = frozenset(("embedding_gemma2", "embedding_gemma2_text", "gemma2", "gemma3", "gemma3_text"))
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -31,16 +34,37 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def choose_dtype(wanted: Dtype, device: torch.device) -> tuple[torch.dtype, str]:
-    """The number format of the forward pass, and for people the reason why."""
+def choose_dtype(wanted: Dtype, device: torch.device, config: Mapping[str, Any]) -> tuple[torch.dtype, str]:
+    """The number format of the forward pass, and for people the reason why.
+
+    Args:
+        wanted: by the operator.
+        device: that computes.
+        config: what the model's `config.json` holds.
+    """
     if wanted is not Dtype.AUTO:
         return _DTYPES[wanted], "asked for"
     if device.type == "cuda":
-        return torch.float16, "CUDA device"
+        return _choose_on_cuda(config)
     if device.type == "cpu":
         feature = bfloat16_feature()
         return (torch.bfloat16, f"CPU with {feature}") if feature else (torch.float32, "CPU without AMX or AVX512-BF16")
     return torch.float32, f"{device.type} device"
+
+
+def _choose_on_cuda(config: Mapping[str, Any]) -> tuple[torch.dtype, str]:
+    """Float16, which is the finer one, but for models that may outgrow it: its largest number is 65504."""
+    kind = str(config.get("model_type"))
+    text = config.get("text_config")
+    parts = (config, text) if isinstance(text, Mapping) else (config,)
+    written = {part.get(key) for part in parts for key in ("dtype", "torch_dtype") if isinstance(part.get(key), str)}
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind in _LARGE_VALUES:
+        reason = f"CUDA device, and the values of {kind} outgrow float16"
+        return (torch.bfloat16 if has_bfloat16 else torch.float32), reason
+    if "bfloat16" in written and has_bfloat16:
+        return torch.bfloat16, "CUDA device, and a model made in bfloat16"
+    return torch.float16, "CUDA device"
 
 
 def bfloat16_feature() -> str | None:

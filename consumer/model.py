@@ -15,6 +15,7 @@ from torch import Tensor
 
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.json_files import read_object
 from embedstream.shared.logs import get_logger
 from embedstream.shared.models import ModelFiles, locate
 from embedstream.shared.recipe import Recipe
@@ -104,7 +105,7 @@ class Model:
         recipe = read_recipe(files, settings)
         folder = transformer_folder(files.path)
         device = choose_device(settings.device)
-        dtype, reason = choose_dtype(settings.dtype, device)
+        dtype, reason = choose_dtype(settings.dtype, device, read_object(folder / "config.json"))
         if device.type == "cpu":
             torch.set_num_threads(thread_count(settings))
         with quiet():

@@ -194,8 +194,9 @@ class Settings(BaseSettings):
     )
     dtype: Dtype = _setting(
         Dtype.AUTO,
-        "Number format of the forward pass. `auto`: bfloat16 on CPUs with AMX or AVX512-BF16, float16 on CUDA, "
-        "else float32. Vectors of two formats differ a little: make an index and its queries with the same one.",
+        "Number format of the forward pass. `auto`: bfloat16 on CPUs with AMX or AVX512-BF16, float16 on CUDA, or "
+        "bfloat16 for Gemma and models made in it; else float32. Vectors of two formats differ a little: make an index "
+        "and its queries with the same one.",
         *_MODEL,
     )
 

@@ -382,19 +382,36 @@ def test_auto_dtype_on_a_cpu(
 ) -> None:
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: features.get(name, False), raising=False)
-    assert choose_dtype(Dtype.AUTO, torch.device("cpu")) == expected
+    assert choose_dtype(Dtype.AUTO, torch.device("cpu"), {}) == expected
 
 
 def test_auto_dtype_without_torchs_private_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert choose_dtype(Dtype.AUTO, torch.device("cpu"))[0] is torch.float32
+    assert choose_dtype(Dtype.AUTO, torch.device("cpu"), {})[0] is torch.float32
 
 
 def test_auto_dtype_elsewhere() -> None:
-    assert choose_dtype(Dtype.AUTO, torch.device("cuda"))[0] is torch.float16
-    assert choose_dtype(Dtype.AUTO, torch.device("mps"))[0] is torch.float32
-    assert choose_dtype(Dtype.FLOAT16, torch.device("cpu")) == (torch.float16, "asked for")
+    assert choose_dtype(Dtype.AUTO, torch.device("mps"), {})[0] is torch.float32
+    assert choose_dtype(Dtype.FLOAT16, torch.device("cpu"), {}) == (torch.float16, "asked for")
+
+
+@pytest.mark.parametrize(
+    ("config", "there", "elsewhere"),
+    [
+        ({"model_type": "bert", "torch_dtype": "float32"}, torch.float16, torch.float16),
+        ({"model_type": "qwen3", "torch_dtype": "bfloat16"}, torch.bfloat16, torch.float16),
+        ({"model_type": "qwen3", "text_config": {"dtype": "bfloat16"}}, torch.bfloat16, torch.float16),
+        ({"model_type": "gemma3_text", "dtype": "float32"}, torch.bfloat16, torch.float32),
+        ({"model_type": ["odd"], "dtype": {}}, torch.float16, torch.float16),
+    ],
+)
+def test_auto_dtype_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], there: torch.dtype, elsewhere: torch.dtype
+) -> None:
+    for has_bfloat16, expected in ((True, there), (False, elsewhere)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bfloat16: has)
+        assert choose_dtype(Dtype.AUTO, torch.device("cuda"), config)[0] is expected
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense"])

@@ -214,6 +214,7 @@ class Intake:
     def _fail_rows(self, entry: Entry, too_long: NDArray[np.bool_]) -> None:
         """Give up single rows, so that they do not fail their neighbours."""
         most, lengths, ids = self._recipe.max_length, entry.tokens.lengths, entry.tokens.ids
+        too_long = too_long & (entry.rows["status"] == Status.OK)  # a refused text stands as its prompt alone
         if too_long.any():
             longer = f"This model's maximum context length is {most} tokens, and the input is longer"
             in_pieces = entry.job.long_inputs is LongInputs.CHUNK

@@ -201,3 +201,15 @@ async def test_a_text_the_tokenizer_refuses_fails_alone(job: Job, policy: LongIn
     long = Status.OK if policy is LongInputs.CHUNK else Status.INPUT_TOO_LONG
     assert result.rows["status"].tolist() == [Status.OK, Status.INVALID_INPUT, long]
     assert result.message(1).startswith("The input at index 8 cannot be tokenised")
+
+
+async def test_a_text_is_refused_once_even_if_its_prompt_is_too_long(job: Job) -> None:
+    words: Tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="[UNK]"))  # noqa: S106 - a token it lacks
+    words.pre_tokenizer = Whitespace()
+    recipe = replace(RECIPE, prompts={"long": "b " * (RECIPE.max_length + 1)})
+    texts = ("a", "who knows")
+    with_texts = replace(job, ids=None, texts=texts, lengths=text_lengths(texts), prompt_name="long")
+    entry = await make(words.to_str(), recipe).accept(raw(with_texts), 5000)
+    assert isinstance(entry, Entry)
+    assert entry.rows["status"].tolist() == [Status.INPUT_TOO_LONG, Status.INVALID_INPUT]
+    assert entry.done

@@ -14,6 +14,10 @@ from embedstream.shared.settings import Dtype, Settings
 _CPU_BATCH_TOKENS = 4096  # larger batches fall out of a CPU's cache
 _CUDA_BATCH_TOKENS = 65_536
 _DTYPES = {Dtype.FLOAT32: torch.float32, Dtype.FLOAT16: torch.float16, Dtype.BFLOAT16: torch.bfloat16}
+_FLOAT32_ALONE = {
+    "deberta": "parts of whose attention transformers computes in float32",  # and fails in other formats
+    "mobilebert": "whose values are not normalised",
+}
 _LARGE_VALUES = frozenset(("embedding_gemma2", "embedding_gemma2_text", "gemma2", "gemma3", "gemma3_text"))
 
 
@@ -44,6 +48,9 @@ def choose_dtype(wanted: Dtype, device: torch.device, config: Mapping[str, Any])
     """
     if wanted is not Dtype.AUTO:
         return _DTYPES[wanted], "asked for"
+    kind = str(config.get("model_type"))
+    if kind in _FLOAT32_ALONE:
+        return torch.float32, f"{kind}, {_FLOAT32_ALONE[kind]}"
     if device.type == "cuda":
         return _choose_on_cuda(config)
     if device.type == "cpu":

@@ -391,6 +391,14 @@ def test_auto_dtype_without_torchs_private_helpers(monkeypatch: pytest.MonkeyPat
     assert choose_dtype(Dtype.AUTO, torch.device("cpu"), {})[0] is torch.float32
 
 
+@pytest.mark.parametrize("kind", ["deberta", "mobilebert"])
+def test_auto_dtype_of_a_model_that_needs_float32(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    for device in ("cpu", "cuda"):
+        dtype, reason = choose_dtype(Dtype.AUTO, torch.device(device), {"model_type": kind})
+        assert (dtype, reason.partition(",")[0]) == (torch.float32, kind)
+
+
 def test_auto_dtype_elsewhere() -> None:
     assert choose_dtype(Dtype.AUTO, torch.device("mps"), {})[0] is torch.float32
     assert choose_dtype(Dtype.FLOAT16, torch.device("cpu"), {}) == (torch.float16, "asked for")

@@ -82,8 +82,9 @@ def quiet() -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """What an exception says, without the advice that some libraries add below."""
-    line = str(error).strip().partition("\n")[0]
-    return line or type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    announces = lines[0].endswith(":") and len(lines) > 1  # what stands below it
+    return f"{lines[0]} {lines[1].strip()}" if announces else lines[0]
 
 
 def _check_weight_files(folder: Path) -> None:
@@ -93,7 +94,8 @@ def _check_weight_files(folder: Path) -> None:
     pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
     if pickled is not None:
         raise ModelLoadError(
-            f"{folder} has its weights as {pickled}, a pickle, which is never loaded; it needs model.safetensors"
+            f"{folder} has its weights as {pickled}, a pickle, which is never loaded; it needs model.safetensors, which "
+            "sentence-transformers writes when it loads and saves the model"
         )
     raise ModelLoadError(f"{folder} has no weights: model.safetensors is missing")
 

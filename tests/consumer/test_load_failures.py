@@ -136,7 +136,7 @@ CASES: dict[Callable[[Path], None], str] = {
     weights_of_another_size: "weight is 88x16 there, and 88x32 by the configuration",
     weights_that_lack_a_tensor: "lack 1 tensors of BertModel, such as encoder.layer.1.attention.self.query.weight",
     corrupt_config: "config.json is damaged: ",
-    config_with_words_for_numbers: "num_attention_heads",
+    config_with_words_for_numbers: "num_attention_heads': TypeError: .*expected int, got str",
     config_that_does_not_add_up: "hidden size .* attention heads",
     binary_config: "1_Pooling/config.json is damaged: ",
     no_pooling_config: "1_Pooling/config.json is missing",

@@ -75,6 +75,8 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> ModelToke
         raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
     if not isinstance(backend, Tokenizer):
         raise ModelLoadError(f"the tokenizer in {folder} ({type(loaded).__name__}) has no fast form")
+    if loaded.split_special_tokens:  # a state of the library, which the JSON does not hold
+        raise ModelLoadError(f"the tokenizer in {folder} has split_special_tokens set, which is not supported")
     side = TruncationSide.LEFT if loaded.truncation_side == "left" else TruncationSide.RIGHT
     known = (side, _chat_format(loaded, chat_template), typed)
     converted = backend.to_str()

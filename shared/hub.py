@@ -58,7 +58,10 @@ def snapshot(hub_id: str, revision: str | None, hint: str = "") -> Path:
     if cached is not None and lacking is None:
         _tell(hub_id, revision, cached)
         return cached
-    reason = "the Hub has no such file, or cannot be reached (weights that are a pickle are never fetched)"
+    reason = (
+        "the Hub has no such file, or cannot be reached (weights that are a pickle are never fetched: load the model "
+        "with sentence-transformers, save it to a folder, and serve that)"
+    )
     try:
         with _bars_for_people_alone(huggingface_hub.utils):
             cached = _fetch(huggingface_hub, hub_id, revision)

@@ -27,6 +27,7 @@ _HARMLESS = frozenset(
     (
         *("add_pooling_layer", "attn_implementation", "device_map", "dtype", "low_cpu_mem_usage", "padding_side"),
         *("torch_dtype", "trust_remote_code", "use_cache", "use_fast", "use_safetensors"),
+        *("cache_dir", "local_files_only", "revision", "subfolder", "token"),  # of whoever loads it
     )
 )
 _FIXED = {"module_output_name": "token_embeddings"}

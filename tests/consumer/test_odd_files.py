@@ -100,6 +100,13 @@ def test_a_truncation_side_that_is_none(tiny_bert: Callable[..., Path]) -> None:
         Model.load(settings(folder))
 
 
+def test_special_tokens_that_are_split_are_refused(tiny_bert: Callable[..., Path]) -> None:
+    folder = tiny_bert()
+    rewrite(folder / TOKENIZER, split_special_tokens=True)
+    with pytest.raises(ModelLoadError, match=r"^the tokenizer in \S+ has split_special_tokens set, which is not supp"):
+        Model.load(settings(folder))
+
+
 def test_token_types_that_count_are_refused(tmp_path: Path) -> None:
     tokenizer = bert()
     sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}

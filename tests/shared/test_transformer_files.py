@@ -65,8 +65,8 @@ def test_settings_that_change_no_vector(make: Make) -> None:
         "module_output_name": "token_embeddings",
         "unpad_inputs": None,
         "query_length": None,
-        "model_args": {"attn_implementation": "sdpa", "torch_dtype": "bfloat16"},
-        "tokenizer_args": {"padding_side": "left"},
+        "model_args": {"attn_implementation": "sdpa", "torch_dtype": "bfloat16", "revision": "x"},
+        "tokenizer_args": {"padding_side": "left", "local_files_only": True},
         "processing_kwargs": {"text": {}, "image": {"do_resize": False}},
     }
     found = read_transformer_settings(make(others={OWN: own}).path)

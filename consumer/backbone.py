@@ -94,8 +94,8 @@ def _check_weight_files(folder: Path) -> None:
     pickled = next((path.name for path in sorted(folder.glob("*.bin"))), None)
     if pickled is not None:
         raise ModelLoadError(
-            f"{folder} has its weights as {pickled}, a pickle, which is never loaded; it needs model.safetensors, which "
-            "sentence-transformers writes when it loads and saves the model"
+            f"{folder} has its weights as {pickled}, a pickle, which is never loaded; it needs model.safetensors, "
+            "which sentence-transformers writes when it loads and saves the model"
         )
     raise ModelLoadError(f"{folder} has no weights: model.safetensors is missing")
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from embedstream.consumer.reader import MAX_COUNT, MIN_COUNT, LaneReader
+from embedstream.consumer.reader import FIRST_COUNT, MAX_COUNT, MIN_COUNT, LaneReader
 from embedstream.shared.connections import connect, connect_reader
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import LANES, Lane
@@ -78,6 +78,15 @@ async def test_reads_grow_with_small_entries_and_shrink_at_once(reader: LaneRead
     await fill(redis, keys, Lane.INTERACTIVE, 1, size=200_000)
     await reader.take({Lane.INTERACTIVE: 1})
     assert reader.most < MIN_COUNT * 2
+
+
+async def test_a_lane_is_taken_of_carefully_at_first(reader: LaneReader, redis: Redis, keys: Keys) -> None:
+    await fill(redis, keys, Lane.BULK, 7 * FIRST_COUNT)
+    first, second, third = [len(await reader.take({Lane.BULK: MAX_COUNT})) for _ in range(3)]
+    assert (first, second, third) == (FIRST_COUNT, 2 * FIRST_COUNT, 4 * FIRST_COUNT)
+    assert await reader.take({Lane.BULK: MAX_COUNT}) == []  # it was quiet: careful again
+    await fill(redis, keys, Lane.BULK, 2 * FIRST_COUNT)
+    assert len(await reader.take({Lane.BULK: MAX_COUNT})) == FIRST_COUNT
 
 
 async def test_a_lost_group_is_created_again(reader: LaneReader, redis: Redis, keys: Keys) -> None:

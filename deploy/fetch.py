@@ -23,6 +23,8 @@ from embedstream.shared.model_files import (
     digest_of,
     digests_of,
     licences,
+    missing,
+    missing_of_transformer,
     model_files,
 )
 from embedstream.shared.model_manifest import ModelManifest
@@ -59,7 +61,9 @@ def run(settings: Settings, model: str, to: Path) -> int:
     except OSError as error:
         raise Unavailable(f"{to} cannot be written: {error}") from error
     size_mb = sum(digest.size_bytes for digest in manifest.files.values()) / 1e6
-    typer.echo(f"{to} holds {manifest.source} at revision {manifest.revision}: {size_mb:.1f} MB; serve it with --model")
+    typer.echo(
+        f"{to} holds {manifest.source} at revision {manifest.revision}: {size_mb:.1f} MB; --model {to} serves it"
+    )
     return exits.OK
 
 
@@ -100,6 +104,7 @@ def _make(model: str, revision: str | None, to: Path) -> ModelManifest:
             manifest = ModelManifest(archive.hub_id, content_revision(digests), digests)
         else:
             found = models.locate(model, revision)
+            _check_whole(found.path)
             manifest = ModelManifest(_source_of(model), found.revision, _copy(found.path, aside))
         manifest.write(aside)
         aside.rename(to)
@@ -107,6 +112,15 @@ def _make(model: str, revision: str | None, to: Path) -> ModelManifest:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return manifest
+
+
+def _check_whole(folder: Path) -> None:
+    """Refuse a copy that no host could serve; what comes of the Hub or a package was looked at before."""
+    lacking = missing(folder) if (folder / "modules.json").is_file() else missing_of_transformer(folder)
+    if lacking is not None:
+        raise ModelLoadError(
+            f"{folder} is not a whole model: {lacking} is missing or damaged (weights that are a pickle do not count)"
+        )
 
 
 def _copy(source: Path, target: Path) -> dict[str, FileDigest]:

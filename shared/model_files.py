@@ -26,6 +26,8 @@ _WEIGHTS = "model.safetensors"
 _WITH_WEIGHTS = frozenset(("Dense", "LayerNorm"))
 _WITH_CONFIG = _WITH_WEIGHTS | {"Pooling"}
 _CHUNK_BYTES = 1024 * 1024
+_POINTER = b"version https://git-lfs"
+_POINTER_BYTES = 1024  # the most that Git LFS writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,22 @@ def digests_of(folder: Path) -> dict[str, FileDigest]:
         OSError: one cannot be read.
     """
     return {name: digest_of(path) for name, path in model_files(folder).items()}
+
+
+def lfs_pointer(folder: Path, digests: dict[str, FileDigest]) -> str | None:
+    """The first file that is only Git LFS's pointer to the real one, by name, or None.
+
+    Args:
+        folder: of the model.
+        digests: of its files.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    for name, digest in digests.items():
+        if digest.size_bytes < _POINTER_BYTES and (folder / name).read_bytes().startswith(_POINTER):
+            return name
+    return None
 
 
 def content_revision(digests: dict[str, FileDigest]) -> str:

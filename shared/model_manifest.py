@@ -58,7 +58,10 @@ class ModelManifest:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelLoadError(f"{path} is damaged: {error!r}") from error
+            raise ModelLoadError(
+                f"{path} is damaged ({type(error).__name__}: {error}); fetch the model again into an empty folder, or "
+                "remove this file to serve the folder as it is"
+            ) from error
 
     def check(self, folder: Path, found: dict[str, FileDigest]) -> None:
         """Compare with what is there.
@@ -70,7 +73,7 @@ class ModelManifest:
         Raises:
             ModelLoadError: naming the first file that is missing, damaged, or not of the model.
         """
-        how = f"fetch it again, or remove {MANIFEST} to serve the folder as it is"
+        how = f"fetch the model again into an empty folder, or remove {MANIFEST} to serve this one as it is"
         for name, digest in self.files.items():
             if name not in found:
                 raise ModelLoadError(f"{folder / name} is missing; {how}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import hub, weights_packages
 from .errors import ModelLoadError
-from .model_files import content_revision, digests_of
+from .model_files import content_revision, digests_of, lfs_pointer
 from .model_manifest import ModelManifest
 
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -103,8 +103,14 @@ def _check_folder(folder: Path, revision: str | None) -> None:
 def _local(folder: Path, package: weights_packages.WeightsPackage | None = None) -> ModelFiles:
     try:
         digests = digests_of(folder)
+        pointer = lfs_pointer(folder, digests)
     except OSError as error:
         raise ModelLoadError(f"the model's files cannot be read: {error}") from error
+    if pointer is not None:
+        raise ModelLoadError(
+            f"{folder / pointer} is Git LFS's pointer to the file, not the file itself: run `git lfs pull` in the "
+            "clone that it comes from"
+        )
     path = folder.resolve()
     if package is not None:
         package.check(digests)

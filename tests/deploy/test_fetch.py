@@ -111,6 +111,16 @@ def test_nothing_is_left_of_what_failed(tmp_path: Path, model: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_model_without_weights_is_not_copied(tmp_path: Path, listed: bool) -> None:
+    source = make_model(tmp_path / "m", "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    if not listed:
+        (source / "modules.json").unlink()
+    assert "is not a whole model: model.safetensors is missing" in fetched(78, source, "--to", tmp_path / "copy")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     source = make_model(tmp_path / "m")

@@ -177,7 +177,7 @@ def test_a_directory_that_was_fetched_keeps_its_revision(tmp_path: Path) -> None
             b"Weights",
             r"model\.safetensors is damaged or was changed: it has 7 bytes and the sha256",
         ),
-        ("model.safetensors", None, r"model\.safetensors is missing; fetch it again"),
+        ("model.safetensors", None, r"model\.safetensors is missing; fetch the model again into"),
         ("1_Pooling/config.json", b"{}", r"1_Pooling/config\.json is damaged or was changed"),
         ("adapter_config.json", b"{}", r"adapter_config\.json was added to the model's files"),
     ],
@@ -211,6 +211,15 @@ def test_a_list_of_files_that_is_damaged(tmp_path: Path, change: dict[str, objec
     path = folder / "embedstream-model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelLoadError, match=rf"embedstream-model\.json {message}"):
+        locate(str(folder))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_clone_without_its_large_files(tmp_path: Path, name: str) -> None:
+    folder = make_model(tmp_path / "m")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 90868376\n"
+    (folder / name).write_text(pointer)
+    with pytest.raises(ModelLoadError, match=rf"m/{name} is Git LFS's pointer .*: run `git lfs pull`"):
         locate(str(folder))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -59,6 +60,11 @@ def load_backbone(folder: Path, device: torch.device, dtype: torch.dtype) -> Any
         return module.eval().to(device)
     except EmbedstreamError:
         raise
+    except SafetensorError as error:
+        raise ModelLoadError(
+            f"the model in {folder} cannot be loaded: its weights are damaged or not all there ({first_line(error)}); "
+            "fetch them again"
+        ) from error
     except Exception as error:  # transformers, safetensors and torch each raise their own kinds
         raise ModelLoadError(
             f"the model in {folder} cannot be loaded: {first_line(error)}{_never_run(own_code)}"

@@ -20,7 +20,7 @@ from embedstream.shared.logs import get_logger
 from embedstream.shared.models import ModelFiles, locate
 from embedstream.shared.recipe import Recipe
 from embedstream.shared.recipe_files import read_head, read_recipe, transformer_folder
-from embedstream.shared.settings import Settings
+from embedstream.shared.settings import Dtype, Settings
 from embedstream.shared.tokenization import TextTokenizer, finished
 
 from .adapters import default_of, find_adapters, with_adapters
@@ -212,9 +212,10 @@ class Model:
         if hidden.shape[-1] != expected:
             raise ModelLoadError(f"the model gives vectors of {hidden.shape[-1]} components, its files say {expected}")
         if not finite:
+            half = "" if self.dtype == Dtype.FLOAT32 else ", or need --dtype float32"
             raise ModelLoadError(
                 f"the first forward pass{of_adapter} in {self.dtype} gave values that are not numbers: the weights are "
-                "damaged, or need --dtype float32"
+                f"damaged{half}"
             )
         with torch.inference_mode():
             short, run = ids[: lengths[0]], partial(self._padded, adapter=adapter)

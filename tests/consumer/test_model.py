@@ -296,9 +296,9 @@ def _damaged_tokenizer(path: Path) -> None:
     [
         (_no_weights, "model.safetensors is missing"),
         (_pickle, "pytorch_model.bin, a pickle"),
-        (_truncated_weights, "cannot be loaded"),
+        (_truncated_weights, "cannot be loaded: its weights are damaged or not all there"),
         (_a_tensor_missing, "lack 1 tensors of BertModel, such as encoder.layer.1.output.dense.weight"),
-        (_not_numbers, "not numbers"),
+        (_not_numbers, "in float32 gave values that are not numbers: the weights are damaged$"),
         (
             _other_shape,
             "config.json: encoder.layer.0.intermediate.dense.bias is 64 there, and 128 by the configuration; 6 tensors",

@@ -23,8 +23,14 @@ def with_embeddings(recipe: Recipe, module: Any) -> Recipe:
     """The recipe with the rows there really are in the embedding matrix: a higher id would end in an index error.
 
     Its limit is at most what a job can carry.
+
+    Raises:
+        ModelLoadError: it has no such matrix.
     """
-    rows = int(module.get_input_embeddings().weight.shape[0])
+    try:
+        rows = int(module.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError) as error:  # such as CANINE, which hashes letters
+        raise ModelLoadError(f"{type(module).__name__} has no table of embeddings, one for each token id") from error
     most = longest_input(rows)
     if recipe.max_length > most:
         log.warning("model.limit_lowered", max_length=recipe.max_length, to=most, reason="the largest job")

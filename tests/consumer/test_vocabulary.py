@@ -9,8 +9,10 @@ import pytest
 import structlog
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CanineConfig, CanineModel
 
 from embedstream.consumer.model import Model
+from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.settings import Dtype, Settings
 
 MakeModel = Callable[..., Path]
@@ -64,3 +66,18 @@ def test_a_tokenizer_that_knows_few_of_the_embeddings(tiny_bert: MakeModel, rows
     path = tiny_bert()
     enlarge(path, rows)
     assert doubts(path) == ([f"it knows 88 ids, the model {rows}: it may be another model's"] if doubtful else [])
+
+
+def test_a_model_without_embeddings_of_tokens(tiny_bert: MakeModel) -> None:
+    path = tiny_bert()
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+    }
+    (path / "config.json").unlink()
+    CanineModel(CanineConfig(**sizes, num_hash_functions=4, num_hash_buckets=16)).save_pretrained(path)
+    configure(path, vocab_size=VOCABULARY)
+    with pytest.raises(ModelLoadError, match=r"^CanineModel has no table of embeddings"):
+        Model.load(Settings(model=str(path), dtype=Dtype.FLOAT32, device="cpu", threads=1))

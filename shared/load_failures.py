@@ -65,10 +65,13 @@ async def told(redis: AsyncRedis, prefix: str, name: str | None) -> str | None:
         RedisError: Redis is not to be had.
     """
     table: Any = await redis.hgetall(failures(prefix))
-    statuses = dict.fromkeys(status for failed, status in table.items() if name is None or failed.decode() == name)
-    found: list[Any] = [await redis.get(status) for status in list(statuses)[:_MOST_SHOWN]]
-    reasons = map(_text, found)
-    return " ".join(reason for reason in reasons if reason) or None
+    statuses = dict.fromkeys(status for failed, status in table.items() if name is None or failed == name.encode())
+    found: list[str] = []
+    for status in statuses:
+        reason: Any = await redis.get(status) if len(found) < _MOST_SHOWN else None
+        if reason:  # others have expired
+            found.append(reason.decode(errors="replace"))
+    return " ".join(found) or None
 
 
 def _text(reason: bytes | None) -> str | None:

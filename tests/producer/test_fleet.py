@@ -75,6 +75,7 @@ async def test_why_a_consumer_could_not_serve_is_known(
         load_failures.leave(client, prefix, ("m", "owner/m"), "c2", "it is still damaged")
         for ttl in (client.ttl(keys.status("c2")), client.ttl(failures(prefix))):
             assert 0 < ttl <= load_failures.STATUS_TTL_S
+        client.hset(failures(prefix), b"\xff", "somebody else's")  # must not hide the others
         await fleet.refresh()
         await other.refresh()
         assert (fleet.load_failure, other.load_failure) == ("it is still damaged", None)
@@ -96,6 +97,19 @@ async def test_why_a_consumer_could_not_serve_is_known(
         client.delete(keys.status("c4"))  # it expires
         await fleet.refresh()
         assert fleet.load_failure is None
+
+
+async def test_reasons_that_have_expired_do_not_hide_the_last(
+    follower: Any, redis: Redis, redis_url: str, prefix: str
+) -> None:
+    fleet = follower()
+    with closing(connect_sync(redis_url)) as client:
+        for name in "abcde":
+            load_failures.leave(client, prefix, (name,), "c", f"{name} is damaged")
+            if name != "e":
+                client.delete(Keys(prefix, name).status("c"))
+    await fleet.refresh()
+    assert fleet.load_failure == "e is damaged"
 
 
 async def test_a_failure_is_not_why_one_of_several_models_must_be_named(

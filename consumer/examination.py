@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -26,6 +26,8 @@ from .vocabulary import doubts_about
 Tell = Callable[[str], None]
 """Told what is being done, for people who wait."""
 
+_CHECKED = ("model.pooling_assumed", "model.tokenizer_doubtful", "library.log")
+"""Warnings that checks tell in more words, and what libraries say to those who train."""
 _QUERY = "What is the capital of France?"
 _QUERY_RUNS = 5
 _BATCH_LENGTH = 64
@@ -137,6 +139,21 @@ def examine(settings: Settings, tell: Tell) -> tuple[Examination, Examined]:
     exact = [vector for vector in _embed(exact_direct, texts, alone=True).vectors if vector is not None]
     found.checks.append(_dtype_check(dtype, texts, vectors, exact))
     return found, Examined(exact_model, exact_direct, texts, exact)
+
+
+def told_by_loader(warnings: Iterable[Mapping[str, Any]]) -> list[Check]:
+    """A check for each warning that the log of a consumer would have, but for those that have a check of their own.
+
+    Args:
+        warnings: events of structlog; one that comes twice, because a model is loaded twice, counts once.
+    """
+    checks: dict[str, Check] = {}
+    for warning in warnings:
+        event = warning["event"]
+        said = ", ".join(f"{name} {value}" for name, value in warning.items() if name not in ("event", "advice"))
+        if event not in _CHECKED:
+            checks[f"{event} {said}"] = Check(event, State.WARNING, said, str(warning.get("advice", "")))
+    return [*checks.values()]
 
 
 def _embed(direct: Direct, probes: Sequence[ProbeText], *, alone: bool) -> Answer:

@@ -120,7 +120,8 @@ def _ways(recipe: Recipe, reference: Any) -> Iterator[_Way]:
     if recipe.per_token:
         return
     yield _Way("vectors", every=1)
-    for size in (recipe.matryoshka_dims or ())[:1]:
+    sizes = (recipe.dimension // 2,) if recipe.matryoshka_dims is None else recipe.matryoshka_dims
+    for size in sorted(size for size in sizes if 0 < size < recipe.dimension)[-1:]:
         options = VectorOptions(dimensions=size, normalize=True)
         yield _Way(f"{size} components", {"options": options}, {"truncate_dim": size, "normalize_embeddings": True})
     for name, text in recipe.prompts.items():
@@ -145,9 +146,10 @@ def _way_check(reference: Any, examined: Examined, way: _Way, settings: Settings
     if missing:
         return Check(way.name, State.FAILED, f"we have no vector for {', '.join(missing)}", _OURS_DIFFER)
     found = agreement([vector for vector in ours if vector is not None], theirs)
-    said = (
-        f"largest error {found.error:.1e} ({texts[found.at].name}), least cosine {found.cosine:.8f}, {len(texts)} texts"
-    )
+    said = f"no difference, {len(texts)} texts"
+    if found.error:
+        at = texts[found.at].name
+        said = f"largest error {found.error:.1e} ({at}), least cosine {found.cosine:.8f}, {len(texts)} texts"
     if found.error <= REFERENCE:
         return Check(way.name, State.OK, said, numbers=found.numbers)
     said = f"{said}; at most {REFERENCE:g} allowed"

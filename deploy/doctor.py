@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 
@@ -25,10 +26,10 @@ def run(settings: Settings, *, against: Against | None, as_json: bool) -> int:
     """
     if code := requirements.complain_if_missing():
         return code
-    # Warnings of the loader are checks here; a report is no place for log lines.
-    logs.configure(settings.model_copy(update={"log_level": LogLevel.ERROR}), Role.DOCTOR)
+    warnings: list[Any] = []  # of the loader: they are checks here, for a report is no place for log lines
+    logs.configure(settings.model_copy(update={"log_level": LogLevel.WARNING}), Role.DOCTOR, warnings)
     from embedstream.consumer import reference
-    from embedstream.consumer.examination import examine
+    from embedstream.consumer.examination import examine, told_by_loader
 
     from . import doctor_view
 
@@ -40,6 +41,7 @@ def run(settings: Settings, *, against: Against | None, as_json: bool) -> int:
             status.update(f"{step} …")
 
         found, examined = examine(settings, tell)
+        found.checks += told_by_loader(warnings)
         if against is not None:
             found.against = reference.compare(settings, examined, tell)
     if as_json:

@@ -24,8 +24,14 @@ def get_logger() -> Any:
     return structlog.wrap_logger(logging.getLogger(NAME))
 
 
-def configure(settings: Settings, role: str) -> None:
-    """Set the process's log level and format, log to stderr, and name the role in every line."""
+def configure(settings: Settings, role: str, warnings: list[structlog.typing.EventDict] | None = None) -> None:
+    """Set the process's log level and format, log to stderr, and name the role in every line.
+
+    Args:
+        settings: the level and the format.
+        role: of the process.
+        warnings: where given, takes each warning in place of stderr, for a command that tells them itself.
+    """
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -34,6 +40,7 @@ def configure(settings: Settings, role: str) -> None:
     )
     structlog.configure(
         processors=[
+            *([] if warnings is None else [_Keep(warnings)]),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -48,6 +55,19 @@ def configure(settings: Settings, role: str) -> None:
     logger.propagate = False
     logging.getLogger().handlers = [_Libraries(logging.WARNING)]
     structlog.contextvars.bind_contextvars(role=role)
+
+
+class _Keep:
+    """A processor that takes warnings out of the log."""
+
+    def __init__(self, warnings: list[structlog.typing.EventDict]) -> None:
+        self._warnings = warnings
+
+    def __call__(self, _: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        if method != "warning":
+            return event
+        self._warnings.append(event)
+        raise structlog.DropEvent
 
 
 class _Libraries(logging.Handler):

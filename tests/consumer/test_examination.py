@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from torch import Tensor
 
-from embedstream.consumer.examination import Check, Examination, State, examine
+from embedstream.consumer.examination import Check, Examination, State, examine, told_by_loader
 from embedstream.consumer.model import Model
 from embedstream.shared.settings import Dtype, PoolingName, Settings
 
@@ -153,3 +153,13 @@ def test_a_tokenizer_that_is_much_too_small(tiny_bert: Callable[..., Path]) -> N
     doubtful = check(examined(folder), "tokenizer")
     assert doubtful.state is State.WARNING
     assert "it may be another model's" in doubtful.found
+
+
+def test_warnings_of_the_loader_are_checks_once_each() -> None:
+    left_out = {"event": "adapter.left_out", "adapter": "mine", "reason": "no adapter_model.safetensors"}
+    pickled = {"event": "model.pickled_weights", "path": "/m/2_Dense", "advice": "save the model again"}
+    checked = {"event": "model.pooling_assumed", "pooling": "mean"}
+    assert told_by_loader([left_out, checked, pickled, left_out]) == [
+        Check("adapter.left_out", State.WARNING, "adapter mine, reason no adapter_model.safetensors"),
+        Check("model.pickled_weights", State.WARNING, "path /m/2_Dense", "save the model again"),
+    ]

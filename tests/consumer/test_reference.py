@@ -40,6 +40,13 @@ def test_prompts_layers_and_sizes(tmp_path: Path, wordpiece_json: str) -> None:
     assert not [check for check in checks.values() if check.state is not State.OK]
 
 
+@pytest.mark.parametrize(("dims", "compared_size"), [("32,16,8", "16 components"), ("any", "16 components")])
+def test_a_size_below_the_full_one(tiny_bert: Callable[..., Path], dims: str, compared_size: str) -> None:
+    checks = compared(tiny_bert("mean"), matryoshka_dims=dims)
+    assert [name for name in checks if name.endswith(" components")] == [compared_size]
+    assert checks[compared_size].state is State.OK
+
+
 def test_another_default_prompt_shows(tmp_path: Path, wordpiece_json: str) -> None:
     checks = compared(write(MODELS["headed"], wordpiece_json, tmp_path), default_prompt_name="query")
     assert [name for name, check in checks.items() if check.state is State.FAILED] == [

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from embedstream.consumer import reference, requirements
 from embedstream.consumer.examination import Check, Examination, State
 from embedstream.deploy import cli, doctor_view
+from embedstream.shared import models
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -131,11 +134,22 @@ def test_the_real_model_is_well() -> None:
     assert [check["state"] for check in fields["checks"]] == ["ok"] * 4
 
 
+def test_a_warning_of_the_loader_is_in_the_report(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(models.locate("all-MiniLM-L6-v2").path, folder)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "adapter_config.json").write_text("{}")
+    code, out, err = doctor(str(folder), "--dtype", "float32", "--max-model-len", "16", "--batch-tokens", "64")
+    assert (code, err) == (0, "")
+    assert f"  !  adapter.left_out    adapter mine, path {folder}/mine, reason no adapter_model.safetensors\n" in out
+    assert out.endswith("\nWell, but see: adapter.left_out.\n")
+
+
 def test_a_wrong_setting_shows_against_sentence_transformers() -> None:
     arguments = ("--dtype", "float32", "--pooling", "cls", "--max-model-len", "32", "--batch-tokens", "256")
     code, out, _ = doctor("all-MiniLM-L6-v2", *arguments, "--against", "sentence-transformers")
     assert code == 1
-    assert "  ✓  vectors of tokens  largest error" in out
+    assert "  ✓  vectors of tokens  " in out
     assert "  ✗  vectors            largest error" in out
     assert "→ --pooling overrides the model's files" in out
     assert out.endswith("Not well: vectors.\n")

@@ -29,6 +29,7 @@ from .device import choose_device, choose_dtype, thread_count
 from .heads import build_head
 from .padding import feels_padding, without_padding
 from .pooling import pool
+from .rope import follows_longest
 from .token_types import check_token_types
 from .tokenizer_files import read_tokenizer
 from .vocabulary import check_tokenizer, with_embeddings
@@ -125,6 +126,8 @@ class Model:
         card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=own.chat)
         model = cls(module, card, tokenizer, _pad_id(module.config), files, reason, adapted)
         model.head = build_head(read_head(files, recipe), model.device)
+        if follows_longest(module.config, recipe.max_length):
+            model._compute_equal_lengths_alone()
         for adapter in ("", *recipe.adapters):
             model._warm_up(adapter)
         check_token_types(module, own.typed, recipe.max_length)
@@ -196,6 +199,10 @@ class Model:
                     break
             observe(rows * length, rows * length, seconds)
 
+    def _compute_equal_lengths_alone(self) -> None:
+        log.warning("model.feels_padding", reason="only texts of as many tokens are computed together")
+        self.feels_padding = True
+
     def _warm_up(self, adapter: str) -> None:
         """A short and a long sequence: checks the vectors' size, and no request pays for the first kernels."""
         of_adapter = f" with the adapter {adapter}" if adapter else ""
@@ -220,8 +227,7 @@ class Model:
         with torch.inference_mode():
             short, run = ids[: lengths[0]], partial(self._padded, adapter=adapter)
             if not self.feels_padding and feels_padding(run, short, hidden[0, : len(short)]):
-                log.warning("model.feels_padding", reason="only texts of as many tokens are computed together")
-                self.feels_padding = True
+                self._compute_equal_lengths_alone()
             if not self.recipe.per_token and not self.head(pool(self.recipe.pooling, hidden, mask)).isfinite().all():
                 raise ModelLoadError(
                     f"what follows the pooling ({self.recipe.head}) gave values that are not numbers: its weights are "

@@ -21,6 +21,7 @@ from .errors import ModelLoadError
 from .head_files import Cut, Normalize, Step, read_steps, size_after
 from .json_files import boolean, exists, integer, read_object, shown, size
 from .logs import get_logger
+from .model_manifest import ModelManifest
 from .models import ModelFiles
 from .module_files import Modules, read_modules
 from .prompt_files import read_model_settings
@@ -89,7 +90,7 @@ def read_recipe(files: ModelFiles, settings: Settings) -> Recipe:
         token_dimension=0 if token_dimension == dimension else token_dimension,
         prompts=whole.prompts,
         default_prompt=whole.default_prompt,
-        include_prompt=include_prompt and settings.model not in _INSTRUCTORS,
+        include_prompt=include_prompt and not _is_instructor(files, settings),
         similarity=whole.similarity,
         head=", ".join(map(str, steps)),
         pooling_source=source,
@@ -109,6 +110,11 @@ def read_head(files: ModelFiles, recipe: Recipe) -> tuple[Step, ...]:
     modules = read_modules(files.path)
     whole = read_model_settings(files.path, {}, "", listed=modules.listed)
     return _steps(modules, whole.truncate_dim, recipe.pooling, recipe.size(per_token=True))[0]
+
+
+def _is_instructor(files: ModelFiles, settings: Settings) -> bool:
+    fetched = ModelManifest.read(files.path)
+    return settings.model in _INSTRUCTORS or (fetched is not None and fetched.source in _INSTRUCTORS)
 
 
 def transformer_folder(path: Path) -> Path:

@@ -6,6 +6,7 @@ import pytest
 import structlog
 
 from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.model_manifest import ModelManifest
 from embedstream.shared.models import locate
 from embedstream.shared.recipe import Pooling, Recipe
 from embedstream.shared.recipe_files import read_head, transformer_folder
@@ -85,6 +86,9 @@ def test_prompts_may_be_left_out_of_the_pooling(make: Make) -> None:
 
 def test_instructor_models_are_known_by_name(make: Make) -> None:
     assert recipe_of(make(), model="hkunlp/instructor-large").include_prompt is False
+    files = make()
+    ModelManifest("hkunlp/instructor-xl", "1", {}).write(files.path)  # as fetched to a folder
+    assert recipe_of(files).include_prompt is False
 
 
 def test_without_normalize_vectors_stay_raw(make: Make) -> None:

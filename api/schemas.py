@@ -160,7 +160,7 @@ class InputRequest(ChatFields):
         mm_processor_kwargs: must be empty.
         prompt_name: the prompt of the model that is put before each text; None for the model's default, "" for none.
         input_type: what the texts are for, `query`, `document` or another word for these, by which the model's prompt
-            is found; without effect where the model has no prompts.
+            and adapter are found; without effect where the model has neither.
     """
 
     input: Annotated[Inputs | Conversations | None, PlainValidator(_read_input)] = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import refusals
 from .errors import ModelLoadError
+from .jobs import MAX_STRING_BYTES
 from .json_files import integer, read_object, shown, text
 from .recipe import NO_PROMPT, ROLE
 from .requirement_files import check_requirements
@@ -77,6 +78,8 @@ def _prompts(file: Path, key: str, prompts: object) -> dict[str, str]:
         text(file, f"the name of a prompt in {key}", name)
         if name in ("", NO_PROMPT) or name.startswith(ROLE):
             raise ModelLoadError(f"{file}: no prompt may have the name {shown(name)}, which stands for a choice here")
+        if len(name.encode()) > MAX_STRING_BYTES:
+            raise ModelLoadError(f"{file}: the name of a prompt has more than {MAX_STRING_BYTES} bytes: {shown(name)}")
     return {
         name: "" if prompt is None else text(file, f"the prompt {shown(name)}", prompt)
         for name, prompt in prompts.items()

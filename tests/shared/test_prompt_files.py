@@ -61,6 +61,7 @@ def test_without_modules_the_file_counts_as_little_as_for_sentence_transformers(
         ({"prompts": {"-": "x"}}, "no prompt may have the name '-'"),
         ({"prompts": {"": "x"}}, "no prompt may have the name ''"),
         ({"prompts": {"role:query": "x"}}, "no prompt may have the name 'role:query'"),
+        ({"prompts": {"é" * 128: "x"}}, "the name of a prompt has more than 255 bytes"),  # a job has no room for it
         ({"default_prompt_name": "passage"}, "default_prompt_name is 'passage', but .* it has none"),
         ({"default_prompt_name": ["query"]}, "default_prompt_name is \\['query'\\]"),
         ({"similarity_fn_name": "maxsim"}, "'maxsim', which is none of cosine"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import hypothesis
 import numpy as np
 import pytest
 import structlog
@@ -29,6 +30,10 @@ from embedstream.shared import logs
 from embedstream.shared.keys import Keys
 from embedstream.shared.runfile import find_live
 from embedstream.shared.settings import PREFIX, Settings
+
+# The machine may be busy: how long an example takes says nothing.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

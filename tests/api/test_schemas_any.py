@@ -82,7 +82,7 @@ def read(kind: type[Body], data: bytes) -> Body | None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(body=bodies | values)
 def test_any_json(kind: type[Body], body: Any) -> None:
     request = read(kind, json.dumps(body).encode())
@@ -94,13 +94,13 @@ def test_any_json(kind: type[Body], body: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=60))
 def test_any_bytes(kind: type[Body], data: bytes) -> None:
     read(kind, data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     given_messages=conversations,
     template=st.none() | st.text(max_size=20) | st.sampled_from(["{{ messages }}", "{% for m in messages[0] %}"]),

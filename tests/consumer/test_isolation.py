@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedstream.consumer import isolation
@@ -41,7 +41,6 @@ def failed(pieces: list[Piece]) -> list[Row]:
     return [row for piece in pieces if not isinstance(piece.outcome, Embedded) for row in rows(piece.batch)]
 
 
-@settings(deadline=None)
 @given(jobs, st.data())
 def test_exactly_the_bad_rows_fail_and_each_row_runs_to_its_end_once(
     lengths: list[list[int]], data: st.DataObject

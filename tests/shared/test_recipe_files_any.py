@@ -119,7 +119,7 @@ def test_the_files_that_are_changed_here_are_right() -> None:
     assert recipe.head == ", ".join(map(str, steps)) == "dense 64>8 tanh, layer norm, normalize, cut to 6"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     changes=st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3),
     gone=st.sets(st.sampled_from(sorted(FILES)), max_size=2),

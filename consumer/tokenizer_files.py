@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from embedstream.shared.cards import ChatFormat
-from embedstream.shared.errors import ModelLoadError
+from embedstream.shared.errors import EmbedstreamError, ModelLoadError
 from embedstream.shared.jobs import TruncationSide
 from embedstream.shared.json_files import read_object
 from embedstream.shared.logs import get_logger
@@ -70,24 +70,30 @@ def read_tokenizer(folder: Path, chat_template: Path | None = None) -> ModelToke
         raise ModelLoadError(f"{file} is damaged: {first_line(error)}") from error
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        backend, typed = getattr(loaded, "backend_tokenizer", None), _typed(loaded)
+        return _model_tokenizer(folder, loaded, written, plain, chat_template)
+    except EmbedstreamError:
+        raise
     except Exception as error:  # whatever its files and libraries raise
         raise ModelLoadError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
+
+
+def _model_tokenizer(
+    folder: Path, loaded: Any, written: str | None, plain: Tokenizer | None, chat_template: Path | None
+) -> ModelTokenizer:
+    backend, name = getattr(loaded, "backend_tokenizer", None), type(loaded).__name__
     if not isinstance(backend, Tokenizer):
-        raise ModelLoadError(f"the tokenizer in {folder} ({type(loaded).__name__}) has no fast form")
+        raise ModelLoadError(f"the tokenizer in {folder} ({name}) has no fast form")
     if loaded.split_special_tokens:  # a state of the library, which the JSON does not hold
         raise ModelLoadError(f"the tokenizer in {folder} has split_special_tokens set, which is not supported")
-    side = TruncationSide.LEFT if loaded.truncation_side == "left" else TruncationSide.RIGHT
-    known = (side, _chat_format(loaded, chat_template), typed)
     converted = backend.to_str()
     if _is_hollow(Tokenizer.from_str(converted)):
-        raise ModelLoadError(
-            f"the tokenizer in {folder} knows no letters: its files are not those that {type(loaded).__name__} reads"
-        )
+        raise ModelLoadError(f"the tokenizer in {folder} knows no letters: its files are not those that {name} reads")
+    side = TruncationSide.LEFT if loaded.truncation_side == "left" else TruncationSide.RIGHT
+    known = (side, _chat_format(loaded, chat_template), _typed(loaded))
     _compare_with_settings(folder, loaded, Tokenizer.from_str(converted))
     if written is not None and plain is not None and _alike(plain, Tokenizer.from_str(converted)):
         return ModelTokenizer(written, *known)
-    log.info("model.tokenizer_converted", path=str(folder), tokenizer=type(loaded).__name__)
+    log.info("model.tokenizer_converted", path=str(folder), tokenizer=name)
     if written is None:
         _compare_with_sentencepiece(folder, Tokenizer.from_str(converted))
     return ModelTokenizer(converted, *known)

@@ -100,6 +100,28 @@ def test_a_truncation_side_that_is_none(tiny_bert: Callable[..., Path]) -> None:
         Model.load(settings(folder))
 
 
+@pytest.mark.parametrize(
+    ("file", "fields", "says"),
+    [
+        (
+            TOKENIZER,
+            {"unk_token": "", "tokenizer_class": "BertTokenizer"},
+            r"the tokenizer in \S+ cannot be loaded: WordPiece error: Missing \[UNK\]",
+        ),
+        (TOKENIZER, {"chat_template": 3}, r"the tokenizer in \S+ cannot be loaded: "),
+        (CONFIG, {"is_causal": "no"}, r"the first forward pass failed: .*is_causal"),
+    ],
+)
+def test_odd_values_are_refused_in_one_line(
+    tiny_bert: Callable[..., Path], file: str, fields: dict[str, Any], says: str
+) -> None:
+    folder = tiny_bert()
+    rewrite(folder / file, **fields)
+    with pytest.raises(ModelLoadError, match=f"^{says}") as caught:
+        Model.load(settings(folder))
+    assert "\n" not in str(caught.value)
+
+
 def test_special_tokens_that_are_split_are_refused(tiny_bert: Callable[..., Path]) -> None:
     folder = tiny_bert()
     rewrite(folder / TOKENIZER, split_special_tokens=True)

@@ -50,8 +50,9 @@ def _candidates(folder: Path) -> Iterator[Path]:
             name = path.relative_to(folder).as_posix()
             if path.is_file() and name != MANIFEST and not _is_apart(name):
                 yield path
-    for path in folder.glob(f"*/{PICKLE}"):
-        if path.is_file() and not path.with_name(_WEIGHTS).is_file() and not _is_apart(path.parent.name):
+    for path in folder.rglob(f"*/{PICKLE}"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not path.with_name(_WEIGHTS).is_file() and not _is_apart(name):
             yield path
 
 

@@ -52,17 +52,18 @@ def test_the_revision_follows_names_too(tmp_path: Path) -> None:
     assert locate(str(folder)).revision != before
 
 
-def test_the_revision_follows_a_pickle_that_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["2_Dense", "heads/2_Dense"])
+def test_the_revision_follows_a_pickle_that_is_read(tmp_path: Path, place: str) -> None:
     """Weights of a Dense module without safetensors."""
     folder = make_model(tmp_path / "m")
-    (folder / "2_Dense").mkdir()
+    (folder / place).mkdir(parents=True)
     revisions = []
     for name in ("pytorch_model.bin", "model.safetensors"):
         for text in ("one", "two"):
-            (folder / "2_Dense" / name).write_text(text)
+            (folder / place / name).write_text(text)
             revisions.append(locate(str(folder)).revision)
     assert len(set(revisions)) == 4
-    (folder / "2_Dense" / "pytorch_model.bin").write_text("three")
+    (folder / place / "pytorch_model.bin").write_text("three")
     assert locate(str(folder)).revision == revisions[-1]
 
 

@@ -145,7 +145,12 @@ def _way_check(reference: Any, examined: Examined, way: _Way, settings: Settings
     missing = [text.name for text, vector in zip(texts, ours, strict=True) if vector is None]
     if missing:
         return Check(way.name, State.FAILED, f"we have no vector for {', '.join(missing)}", _OURS_DIFFER)
-    found = agreement([vector for vector in ours if vector is not None], theirs)
+    mine = [vector for vector in ours if vector is not None]
+    found = agreement(mine, theirs)
+    if mine[found.at].shape != theirs[found.at].shape:
+        size, other = ("x".join(map(str, vectors[found.at].shape)) for vectors in (mine, theirs))
+        said = f"of the size {size}, and {other} with sentence-transformers ({texts[found.at].name})"
+        return Check(way.name, State.FAILED, said, _of_overrides(settings), found.numbers)
     said = f"no difference, {len(texts)} texts"
     if found.error:
         at = texts[found.at].name
@@ -189,9 +194,10 @@ def _limit_check(reference: Any, recipe: Recipe, settings: Settings) -> Check:
         return Check(name, State.OK, f"{ours} tokens; sentence-transformers has no limit of its own")
     if theirs == ours:
         return Check(name, State.OK, f"{ours} tokens on both sides")
-    found = f"{ours} tokens; sentence-transformers cuts at {theirs}, where the model itself ends or a job is full"
     if theirs > ours:
-        return Check(name, State.WARNING, found, "texts between the two are refused or cut by us, and may fail there")
+        found = f"{ours} tokens, where the model ends or a job is full; sentence-transformers cuts at {theirs}"
+        remedy = "texts between the two are refused or cut by us, and may fail with sentence-transformers"
+        return Check(name, State.WARNING, found, remedy)
     return Check(name, State.FAILED, f"{ours} tokens; sentence-transformers cuts at {theirs}", _OURS_DIFFER)
 
 

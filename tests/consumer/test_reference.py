@@ -53,6 +53,7 @@ def test_another_default_prompt_shows(tmp_path: Path, wordpiece_json: str) -> No
         *("tokens", "vectors of tokens", "vectors")
     ]
     assert checks["tokens"].remedy.startswith("--default-prompt-name overrides the model's files")
+    assert checks["vectors of tokens"].found.startswith("of the size 5x32, and 3x32 with sentence-transformers (")
 
 
 def test_a_shorter_limit_cuts_on_both_sides(tiny_bert: Callable[..., Path]) -> None:

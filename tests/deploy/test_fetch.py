@@ -76,9 +76,9 @@ def test_a_revision_of_the_hub_survives_every_copy(
 
 
 def test_what_is_there_already_is_looked_at(tmp_path: Path) -> None:
-    source, to = make_model(tmp_path / "m"), tmp_path / "copy"
+    source, to = make_model(tmp_path / "m"), tmp_path / "a copy"
     to.mkdir()
-    fetched(0, source, "--to", to)
+    assert fetched(0, source, "--to", to).endswith(f" MB; --model '{to}' serves it\n")
     assert "already" in fetched(0, source, "--to", to)
     assert "holds m already, not sentence-transformers/all-MiniLM-L6-v2" in fetched(78, "all-MiniLM-L6-v2", "--to", to)
     (to / "model.safetensors").write_text("x")

@@ -63,7 +63,8 @@ def run(settings: Settings, model: str, to: Path) -> int:
         raise Unavailable(f"{to} cannot be written: {error}") from error
     size_mb = sum(digest.size_bytes for digest in manifest.files.values()) / 1e6
     typer.echo(
-        f"{to} holds {manifest.source} at revision {manifest.revision}: {size_mb:.1f} MB; --model {shlex.quote(str(to))} serves it"
+        f"{to} holds {manifest.source} at revision {manifest.revision}: {size_mb:.1f} MB; "
+        f"--model {shlex.quote(str(to))} serves it"
     )
     return exits.OK
 

@@ -91,18 +91,17 @@ class Api:
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         sent = {} if raw or body is None else {"content-type": "application/json"}
         sent |= {name.lower(): value for name, value in (headers or {}).items()}
-        for last in (False, True):
-            kept = bool(self._idle)
-            connection = self._idle.pop() if kept else self._new()
+        new = self._new()
+        for connection in (*self._one_idle(), new):
             try:
                 connection.request(method, path, content, sent)
                 response = connection.getresponse()
                 reply = Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
             except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
                 connection.close()
-                if last or not kept:
+                if connection is new:
                     raise
-                continue  # the server had closed a connection that was idle
+                continue  # the server had closed a connection that was idle, and may have closed others
             except BaseException:
                 connection.close()
                 raise
@@ -112,6 +111,12 @@ class Api:
                 self._idle.append(connection)
             return reply
         raise AssertionError("unreachable")
+
+    def _one_idle(self) -> list[http.client.HTTPConnection]:
+        try:
+            return [self._idle.pop()]
+        except IndexError:
+            return []
 
     def _new(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REPLY_S)

@@ -26,6 +26,7 @@ from embedstream.shared.tokenization import TextTokenizer, finished
 from .adapters import default_of, find_adapters, with_adapters
 from .backbone import first_line, load_backbone, quiet
 from .device import choose_device, choose_dtype, thread_count
+from .faults import Fault, fault_of
 from .heads import build_head
 from .padding import feels_padding, without_padding
 from .pooling import pool
@@ -185,19 +186,30 @@ class Model:
 
         Args:
             budget: tokens of a full batch.
-            observe: told cost, tokens and seconds of each.
+            observe: told cost, tokens and seconds of each; not of the part, if it is more than the memory holds.
         """
         length = min(self.recipe.max_length, _TYPICAL_TOKENS)
         row = np.resize(self.tokenizer.encode(["warm up"]).ids, length)
         for rows in (1, max(1, budget // _PART_OF_BUDGET // length)):
             ids, lengths = np.tile(row, rows), np.full(rows, length)
-            for _ in range(_TIMED_RUNS):  # the last one counts: the first meets cold caches
-                started_s = time.perf_counter()
-                self.forward(ids, lengths, self.recipe.default_adapter)[0].sum().item()  # waits for the device
-                seconds = time.perf_counter() - started_s
-                if seconds > _LONG_RUN_S:
-                    break
+            try:
+                seconds = self._time(ids, lengths)
+            except Exception as error:
+                if rows == 1 or fault_of(error) is not Fault.MEMORY:
+                    raise
+                # Batches of requests that are too large are halved; their times will be known then.
+                log.warning("model.batch_too_large", tokens=rows * length, advice="lower --batch-tokens")
+                return
             observe(rows * length, rows * length, seconds)
+
+    def _time(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> float:
+        for _ in range(_TIMED_RUNS):  # the last one counts: the first meets cold caches
+            started_s = time.perf_counter()
+            self.forward(ids, lengths, self.recipe.default_adapter)[0].sum().item()  # waits for the device
+            seconds = time.perf_counter() - started_s
+            if seconds > _LONG_RUN_S:
+                break
+        return seconds
 
     def _compute_equal_lengths_alone(self) -> None:
         log.warning("model.feels_padding", reason="only texts of as many tokens are computed together")

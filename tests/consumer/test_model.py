@@ -432,3 +432,40 @@ def test_threads_are_shared_between_the_consumers() -> None:
     assert thread_count(Settings(threads=3, consumers=7)) == 3
     assert thread_count(Settings(consumers=256)) == 1
     assert thread_count(Settings(consumers=0)) >= 1
+
+
+@pytest.fixture
+def forward_in_little_memory(minilm: Model, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
+    """Lets the forward pass of more than so many rows fail with some words."""
+
+    def limit(most: int, words: str) -> None:
+        forward = minilm.forward
+
+        def limited(ids: NDArray[Any], lengths: NDArray[Any], adapter: str = "") -> tuple[torch.Tensor, torch.Tensor]:
+            if len(lengths) > most:
+                raise RuntimeError(words)
+            return forward(ids, lengths, adapter)
+
+        monkeypatch.setattr(minilm, "forward", limited)
+
+    return limit
+
+
+def test_a_first_batch_above_the_memory_is_no_reason_not_to_serve(
+    minilm: Model, forward_in_little_memory: Callable[[int, str], None]
+) -> None:
+    forward_in_little_memory(1, "CUDA error: out of memory")
+    seen: list[tuple[int, int]] = []
+    with structlog.testing.capture_logs() as lines:
+        minilm.time_batches(4096, lambda cost, tokens, seconds: seen.append((cost, tokens)))
+    assert seen == [(64, 64)]
+    assert [(line["event"], line["tokens"]) for line in lines] == [("model.batch_too_large", 1024)]
+
+
+@pytest.mark.parametrize(("most", "words"), [(0, "out of memory"), (1, "a defect")])
+def test_what_else_fails_at_first_is_told(
+    minilm: Model, forward_in_little_memory: Callable[[int, str], None], most: int, words: str
+) -> None:
+    forward_in_little_memory(most, words)
+    with pytest.raises(RuntimeError, match=words):
+        minilm.time_batches(4096, lambda *_: None)

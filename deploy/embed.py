@@ -9,8 +9,8 @@ from typing import BinaryIO, TextIO
 
 import orjson
 
-from embedstream.shared import exits, logs, runfile
-from embedstream.shared.errors import InputTooLong
+from embedstream.shared import exits, load_failures, logs, runfile
+from embedstream.shared.errors import InputTooLong, Unavailable
 from embedstream.shared.settings import LogLevel, Role, Settings
 
 _SLICE = 1024
@@ -64,12 +64,21 @@ def run(
                 )
             except InputTooLong as error:
                 raise InputTooLong(f"{error} {_LONG}", param=error.param) from None
+            except Unavailable as error:
+                raise Unavailable(f"{error}{_why(connected)}", retry_after_s=error.retry_after_s) from error
             for text, vector in zip(some, vectors, strict=True):
                 line = {"index": index, "text": text, "embedding": vector}
                 stdout.write(orjson.dumps(line, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
                 index += 1
             stdout.flush()
     return exits.OK
+
+
+def _why(settings: Settings) -> str:
+    """Why no consumer serves the model, where one has left its reason: who has a shell here may read it."""
+    url, model = settings.redis_url, settings.served_names[0]
+    reason = load_failures.newest_at(url, settings.key_prefix, model) if url else None
+    return f" The last consumer of `{model}` could not load it: {reason}" if reason else ""
 
 
 def _slices(source: Iterator[str]) -> Iterator[list[str]]:

@@ -21,10 +21,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from redis.exceptions import RedisError
-
 from embedstream.shared import exits, load_failures, logs, runfile
-from embedstream.shared.connections import connect_sync
 from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.flags import environment_of, without_settings
 from embedstream.shared.logs import get_logger
@@ -237,13 +234,7 @@ class Supervisor:
 
     def _reason_left(self) -> str | None:
         """Why a consumer could not serve the model, as it has left it in Redis."""
-        client = connect_sync(self._redis_url)
-        try:
-            return load_failures.newest(client, self._settings.key_prefix, self._settings.served_names[0])
-        except (RedisError, OSError):  # each has said it on stderr as well
-            return None
-        finally:
-            client.close()
+        return load_failures.newest_at(self._redis_url, self._settings.key_prefix, self._settings.served_names[0])
 
     def _wait(self) -> None:
         """Sleep until something is to be done."""

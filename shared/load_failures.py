@@ -12,7 +12,9 @@ from typing import Any
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
 
+from .connections import connect_sync
 from .keys import Keys, failures
 
 STATUS_TTL_S = 3600
@@ -56,6 +58,17 @@ def newest(redis: Redis, prefix: str, name: str) -> str | None:
     status: Any = redis.hget(failures(prefix), name)
     reason: Any = redis.get(status) if status else None
     return _text(reason)
+
+
+def newest_at(url: str, prefix: str, name: str) -> str | None:
+    """The same by the URL of Redis; None also where Redis is not to be had, which is not what was asked."""
+    client = connect_sync(url)
+    try:
+        return newest(client, prefix, name)
+    except (RedisError, OSError):
+        return None
+    finally:
+        client.close()
 
 
 async def told(redis: AsyncRedis, prefix: str, name: str | None) -> str | None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from redis import Redis
+
+from embedstream.shared import load_failures
 
 DEADLINE_S = 60.0
 
@@ -79,3 +82,13 @@ def test_serve_ends_with_the_reason_in_its_last_line(damaged: Path) -> None:
     assert ended.stderr.splitlines()[-1].startswith("embedstream: ")
     assert str(damaged) in ended.stderr.splitlines()[-1]
     assert len(set(said_by(ended.stderr))) == 1  # by the consumer and, in the end, by serve
+
+
+def test_embed_says_it_too(redis_url: str, environment: dict[str, str]) -> None:
+    with Redis.from_url(redis_url) as redis:
+        load_failures.leave(redis, environment["EMBEDSTREAM_KEY_PREFIX"], ("m",), "c1", "m/config.json is damaged")
+    line = command("embed", "--served-model-name", "m", "a text")
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (69, "")
+    (said,) = said_by(ended.stderr)
+    assert said.endswith("The last consumer of `m` could not load it: m/config.json is damaged")

@@ -166,7 +166,7 @@ def _timings(model: Model, budget: int) -> dict[str, float]:
 
     def seconds(rows: int, ids: NDArray[np.uint32]) -> float:
         started_s = time.perf_counter()
-        hidden, _ = model.forward(np.tile(ids, rows), np.full(rows, len(ids)))
+        hidden, _ = model.forward(np.tile(ids, rows), np.full(rows, len(ids)), model.recipe.default_adapter)
         hidden.sum().item()  # waits for the device
         return time.perf_counter() - started_s
 

@@ -20,7 +20,7 @@ from embedstream.shared.settings import Settings, flag_of
 
 from .adapters import find_adapters
 from .agreement import REFERENCE, Agreement, agreement
-from .backbone import quiet
+from .backbone import first_line, quiet
 from .examination import Check, Examined, State, Tell
 from .model import Model
 
@@ -87,7 +87,7 @@ def compare(settings: Settings, examined: Examined, tell: Tell) -> list[Check]:
             )
             reference = load()
         except Exception as error:  # noqa: BLE001 (whatever it and transformers raise)
-            found = f"sentence-transformers does not load {path}: {_first_line(error)}"
+            found = f"sentence-transformers does not load {path}: {first_line(error)}"
             return [Check("loading", State.FAILED, found)]
         checks = [_limit_check(reference, examined.model.recipe, settings)]
         tell("comparing tokens")
@@ -141,7 +141,7 @@ def _way_check(reference: Any, examined: Examined, way: _Way, settings: Settings
     try:
         theirs = [_as_numpy(encode([text.text], show_progress_bar=False, **way.theirs)[0]) for text in texts]
     except Exception as error:  # noqa: BLE001 (model code runs here)
-        return Check(way.name, State.FAILED, f"sentence-transformers fails at it: {_first_line(error)}")
+        return Check(way.name, State.FAILED, f"sentence-transformers fails at it: {first_line(error)}")
     missing = [text.name for text, vector in zip(texts, ours, strict=True) if vector is None]
     if missing:
         return Check(way.name, State.FAILED, f"we have no vector for {', '.join(missing)}", _OURS_DIFFER)
@@ -225,7 +225,3 @@ def _reference_ids(reference: Any, text: str, prompt: str | None) -> list[int]:
 def _as_numpy(vector: Any) -> NDArray[Any]:
     """Of a tensor on any device, or an array."""
     return np.asarray(vector.cpu() if hasattr(vector, "cpu") else vector)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

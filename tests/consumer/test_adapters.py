@@ -189,6 +189,24 @@ def test_the_doctor_compares_each_adapter(make: Callable[[str], Path]) -> None:
     assert {"adapter retrieval.query", "adapter text-matching", "encode_query"} < set(states)
 
 
+def test_the_doctor_times_what_requests_without_a_choice_get(
+    make: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = settings(make("bert"), default_task="separation")
+    model = Model.load(own)
+    used: set[str] = set()
+    forward = model.forward
+
+    def noted(ids: Any, lengths: Any, adapter: str = "") -> Any:
+        used.add(adapter)
+        return forward(ids, lengths, adapter)
+
+    monkeypatch.setattr(model, "forward", noted)
+    monkeypatch.setattr(Model, "load", lambda _: model)
+    examine(own, lambda _: None)
+    assert used == {"separation"}
+
+
 def rewrite(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 

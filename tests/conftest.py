@@ -86,13 +86,15 @@ def settings(redis_url: str, prefix: str) -> Settings:
 @pytest.fixture
 def same_logging() -> Iterator[None]:
     """For commands that configure logging for their process, which is that of the tests here."""
-    ours, root = logging.getLogger(logs.NAME), logging.getLogger()
-    kept = ours.handlers, ours.level, ours.propagate, root.handlers
     before = structlog.get_config()
+    loggers = [logging.getLogger(), logging.getLogger(logs.NAME)]
+    kept = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
     with structlog.contextvars.bound_contextvars(role="test"):
         yield
     structlog.configure(**before)
-    ours.handlers, ours.level, ours.propagate, root.handlers = kept
+    for logger, handlers, level, propagate in kept:
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-import structlog
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -27,16 +26,7 @@ from embedstream.shared.logs import get_logger
 from embedstream.shared.processes import own_identity
 from embedstream.shared.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("home")
-
-
-@pytest.fixture(autouse=True)
-def same_logging() -> Iterator[None]:
-    """Commands configure logging for their process, which is ours here."""
-    before = structlog.get_config()
-    with structlog.contextvars.bound_contextvars(role="test"):
-        yield
-    structlog.configure(**before)
+pytestmark = pytest.mark.usefixtures("home", "same_logging")
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,12 +3,10 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from embedstream.consumer import reference, requirements
@@ -16,7 +14,7 @@ from embedstream.consumer.examination import Check, Examination, State
 from embedstream.deploy import cli, doctor_view
 from embedstream.shared import models
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = pytest.mark.usefixtures("home", "same_logging")
 
 GOOD = Check("tokens", State.OK, "the same for 35 texts", numbers={"error": 0.0})
 FOUND = Examination(
@@ -33,15 +31,6 @@ FOUND = Examination(
     },
     [GOOD, Check("recipe", State.WARNING, "no modules.json", "say it with --pooling")],
 )
-
-
-@pytest.fixture(autouse=True)
-def same_logging() -> Iterator[None]:
-    """Commands configure logging for their process, which is ours here."""
-    before = structlog.get_config()
-    with structlog.contextvars.bound_contextvars(role="test"):
-        yield
-    structlog.configure(**before)
 
 
 def doctor(*arguments: str) -> tuple[int, str, str]:

@@ -4,27 +4,13 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
-from embedstream.shared.logs import NAME, configure, get_logger
+from embedstream.shared.logs import configure, get_logger
 from embedstream.shared.settings import LogFormat, Settings
 
-
-@pytest.fixture(autouse=True)
-def same_logging() -> Iterator[None]:
-    """`configure` is for a whole process, which is ours here."""
-    before = structlog.get_config()
-    loggers = [logging.getLogger(), logging.getLogger(NAME)]
-    kept = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    with structlog.contextvars.bound_contextvars(role="test"):
-        yield
-    structlog.configure(**before)
-    for logger, handlers, level, propagate in kept:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("same_logging")
 
 
 def test_lines_go_to_stderr_with_their_role(capsys: pytest.CaptureFixture[str]) -> None:

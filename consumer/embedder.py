@@ -64,7 +64,8 @@ class Embedder:
         """(rows, dim) float32: the vectors of all rows before they are cut; None where every job wants its tokens'."""
         if all(entry.job.options.per_token for entry in batch.entries):
             return None
-        skip = torch.from_numpy(batch.skip).to(hidden.device) if batch.skip.any() else None
+        tokens = batch.skip
+        skip = torch.from_numpy(tokens).to(hidden.device) if tokens.any() else None
         return self._model.head(pool(self._model.recipe.pooling, hidden, mask, skip))
 
     def _finished(self, whole: Tensor | None, options: VectorOptions, rows: NDArray[np.int64]) -> RowVectors:

@@ -152,9 +152,8 @@ class Intake:
         if not is_left_out(self._recipe, prompt, per_token=job.options.per_token):
             return 0
         if job.long_inputs is LongInputs.TRUNCATE:
-            plain = (
-                job.texts is None and job.truncation_side is TruncationSide.MODEL
-            )  # ids have no special tokens to keep
+            # Ids are cut as they are: the model's side is one of the two then.
+            plain = job.texts is None and job.truncation_side is TruncationSide.MODEL
             check_side(self._recipe.truncation_side if plain else job.truncation_side)
         key = (name, job.add_special_tokens)
         if key not in self._left_out:

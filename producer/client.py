@@ -111,6 +111,11 @@ class Producer:
         """Its client for short commands, for what else a process keeps beside the queue."""
         return self._redis
 
+    @property
+    def max_undelivered_bytes(self) -> int:
+        """Most bytes of results that may be asked for and not yet read."""
+        return self._settings.max_undelivered_bytes
+
     async def open(self) -> None:
         """Begin to follow the fleet. Redis and the consumers may still be away: requests say so.
 

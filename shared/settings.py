@@ -34,6 +34,8 @@ class Role(StrEnum):
     DEAD_LETTERS = "dead-letters"
     DOCTOR = "doctor"
     FETCH = "fetch"
+    BACKFILL = "backfill"
+    JOBS = "jobs"
 
 
 class Dtype(StrEnum):

@@ -1,0 +1,163 @@
+"""One backfill, put together: input, model, output and state made ready, checked against each other, and run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from embedstream.producer.client import Producer
+from embedstream.producer.fleet import ServedModel
+from embedstream.shared.errors import Unavailable
+
+from .credit import Credit
+from .embedding import Embedding
+from .options import BackfillOptions
+from .parquet_sink import ParquetFolder
+from .parquet_source import ParquetSource
+from .plan import shards_of
+from .progress import Progress
+from .runner import Runner
+from .sink import OutputSchema
+from .source import Source
+from .state import State
+from .tokenizing import Tokenizing
+
+MOST_PART_ROWS = 16_384
+PART_BYTES = 64 * 1024 * 1024
+"""Of the vectors of a part: what a kill costs, and what is held of each of the parts under way."""
+_PATIENT_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a backfill ended.
+
+    Args:
+        complete: whether every part is committed and the output whole; else it was stopped.
+        bad_rows: rows that were left out because they could not be embedded, of all processes and runs.
+        rows: rows in the output, likewise.
+        state: its state folder.
+    """
+
+    complete: bool
+    bad_rows: int
+    rows: int
+    state: Path
+
+
+async def backfill(
+    producer: Producer, options: BackfillOptions, progress: Progress, stopping: asyncio.Event
+) -> Outcome:
+    """Run a backfill, or go on with one.
+
+    Args:
+        producer: open, for the model.
+        options: what is asked for.
+        progress: counted as it goes.
+        stopping: when it is set, parts under way are finished and no other is begun.
+
+    Raises:
+        Misconfigured: the options do not fit the input, or the state folder belongs to another backfill.
+        Unavailable: no consumer, or no Redis, for longer than the patience allows.
+        StaleCard: the model was replaced while it ran.
+    """
+    source = await asyncio.to_thread(ParquetSource, options.input)
+    shards = tuple(shards_of(source.files))
+    counts = [shard.n_rows for shard in shards]
+    progress.total_rows = None if None in counts else sum(count or 0 for count in counts)
+    served = await _model(producer, options.patience_s, progress)
+    schema = _output_schema(source, served, options, producer)
+    part_rows = options.part_rows or max(1, min(MOST_PART_ROWS, PART_BYTES // schema.row_bytes))
+    manifest = _manifest(source, served, options, schema, part_rows)
+    folder = Path(f"{options.output.path.rstrip('/')}.backfill")
+    processes = options.tokenizer_processes or max(1, (os.cpu_count() or 2) // 2)
+    options = replace(options, vectors=replace(options.vectors, timeout_s=options.vectors.timeout_s or 600.0))
+    credit = Credit(options.credit_s, max(1, producer.max_undelivered_bytes // 2 // schema.row_bytes))
+    with (
+        closing(await asyncio.to_thread(State, folder, manifest)) as state,
+        closing(ParquetFolder(Path(options.output.path), schema)) as sink,
+        closing(Tokenizing(served.card, options.vectors, processes)) as tokenizing,
+    ):
+        records = state.records()
+        progress.resumed_rows = sum(record.taken for record in records)
+        embedding = Embedding(producer, served.card, options.vectors, tokenizing, credit, progress, options.patience_s)
+        runner = Runner(
+            source,
+            shards,
+            sink,
+            state,
+            embedding,
+            progress,
+            part_rows=part_rows,
+            window_bytes=options.window_bytes,
+            id_column=options.input.id_column,
+        )
+        watch = asyncio.create_task(_stop(runner, stopping))
+        try:
+            await runner.run()
+        finally:
+            watch.cancel()
+        records = state.records()
+        complete = not state.missing(len(shards))
+    return Outcome(complete, sum(len(record.bad) for record in records), sum(record.rows for record in records), folder)
+
+
+async def _stop(runner: Runner, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    runner.stop()
+
+
+async def _model(producer: Producer, patience_s: float, progress: Progress) -> ServedModel:
+    """The model, once a consumer serves it."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + patience_s
+    while True:
+        try:
+            served = await producer.fleet.live()
+        except Unavailable as error:
+            if loop.time() > deadline_s:
+                raise
+            progress.state = f"waiting: {error}"
+            await asyncio.sleep(_PATIENT_POLL_S)
+        else:
+            progress.state = ""
+            return served
+
+
+def _output_schema(source: Source, served: ServedModel, options: BackfillOptions, producer: Producer) -> OutputSchema:
+    recipe, vectors = served.card.recipe, options.vectors.vectors
+    prompt = recipe.prompt_of(options.vectors.prompt)
+    metadata = {
+        "embedstream.version": version("embedstream"),
+        "embedstream.model": served.card.model,
+        "embedstream.revision": served.card.revision,
+        "embedstream.fingerprint": served.card.fingerprint.hex(),
+        "embedstream.compute_dtype": ",".join(sorted({said.dtype for said in producer.fleet.consumers})),
+        "embedstream.prompt": recipe.prompt_text(prompt),
+    }
+    return OutputSchema(
+        source.schema,
+        options.output.vector_column,
+        vectors.dimensions or recipe.size(per_token=False),
+        vectors.dtype.value,
+        metadata,
+    )
+
+
+def _manifest(
+    source: Source, served: ServedModel, options: BackfillOptions, schema: OutputSchema, part_rows: int
+) -> dict[str, Any]:
+    return {
+        "version": 1,
+        "input": asdict(options.input),
+        "files": [asdict(file) for file in source.files],
+        "output": asdict(options.output),
+        "schema": schema.arrow.to_string(),
+        "model": dict(schema.metadata),
+        "part_rows": part_rows,
+    }

@@ -1,0 +1,96 @@
+"""Credit: how much of a backfill may be on the queue at a time.
+
+Enough that no consumer waits for work, and no more: what is queued cannot make way for others any more, and takes
+memory. By Little's law what is under way is the rate times the time it takes, so the limit is the rate of the last
+seconds times the time an answer is to take. A fleet that answers sooner gets more, one that is busy with interactive
+work gets less, without anybody telling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+FLOOR_TOKENS = 32_768
+"""The least that may be under way: some batches of a CPU, half a batch of a GPU."""
+RATE_OVER_S = 2.0
+
+
+class Credit:
+    """Bounds the tokens and rows under way.
+
+    Args:
+        seconds: how long an answer is to take.
+        most_rows: never more rows than this.
+    """
+
+    def __init__(self, seconds: float, most_rows: int) -> None:
+        self._seconds = seconds
+        self._most_rows = most_rows
+        self._tokens = self._rows = 0
+        self._done: deque[tuple[float, int]] = deque()
+        self._done_tokens = 0
+        self._waiting: deque[tuple[asyncio.Future[None], int, int]] = deque()
+        self.limit_tokens = FLOOR_TOKENS
+
+    @asynccontextmanager
+    async def of(self, n_tokens: int, n_rows: int) -> AsyncIterator[None]:
+        """Wait for credit, in the order of asking, and hold it.
+
+        What exceeds the limit alone goes when nothing else is under way.
+        """
+        if self._waiting or not self._fits(n_tokens, n_rows):
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((turn, n_tokens, n_rows))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._give_back(n_tokens, n_rows)
+                raise
+        else:
+            self._take(n_tokens, n_rows)
+        try:
+            yield
+            self._learn(n_tokens)
+        finally:
+            self._give_back(n_tokens, n_rows)
+
+    def refused(self) -> None:
+        """The fleet has more work than it takes: halve what may be under way until it answers again."""
+        self._done.clear()
+        self._done_tokens = 0
+        self.limit_tokens = max(FLOOR_TOKENS, self.limit_tokens // 2)
+
+    def _fits(self, n_tokens: int, n_rows: int) -> bool:
+        fits = self._tokens + n_tokens <= self.limit_tokens and self._rows + n_rows <= self._most_rows
+        return fits or self._rows == 0
+
+    def _take(self, n_tokens: int, n_rows: int) -> None:
+        self._tokens += n_tokens
+        self._rows += n_rows
+
+    def _give_back(self, n_tokens: int, n_rows: int) -> None:
+        self._tokens -= n_tokens
+        self._rows -= n_rows
+        while self._waiting:
+            turn, tokens, rows = self._waiting[0]
+            if not turn.done():
+                if not self._fits(tokens, rows):
+                    break
+                self._take(tokens, rows)
+                turn.set_result(None)
+            self._waiting.popleft()
+
+    def _learn(self, n_tokens: int) -> None:
+        now = time.monotonic()
+        self._done.append((now, n_tokens))
+        self._done_tokens += n_tokens
+        while len(self._done) > 1 and self._done[0][0] < now - RATE_OVER_S:
+            self._done_tokens -= self._done.popleft()[1]
+        over_s = now - self._done[0][0]
+        if over_s > RATE_OVER_S / 2:
+            self.limit_tokens = max(FLOOR_TOKENS, int(self._done_tokens / over_s * self._seconds))

@@ -1,0 +1,72 @@
+"""How far a backfill is: numbers that its work counts up and its view reads."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+RATE_OVER_S = 20.0
+"""Rates are those of so many seconds."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Counted by one event loop; read at any time.
+
+    Args:
+        total_rows: of the input, where it is known.
+        resumed_rows: rows of parts that an earlier run, or another process, has committed.
+        rows: rows of this process that are done: in a part that is committed, bad and left-out ones included.
+        computed_rows: rows of this process that have a vector; more than `rows` while parts are under way.
+        computed_texts: unique texts that were sent to the queue.
+        tokens: of those texts.
+        bad_rows: of this process.
+        parts: committed by this process.
+        state: what it does now, in words for people; "" while it works.
+    """
+
+    total_rows: int | None = None
+    resumed_rows: int = 0
+    rows: int = 0
+    computed_rows: int = 0
+    computed_texts: int = 0
+    tokens: int = 0
+    bad_rows: int = 0
+    parts: int = 0
+    state: str = ""
+    started_s: float = field(default_factory=time.monotonic)
+    _samples: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    def computed(self, rows: int, texts: int, tokens: int) -> None:
+        """Rows got their vectors."""
+        self.computed_rows += rows
+        self.computed_texts += texts
+        self.tokens += tokens
+        now = time.monotonic()
+        self._samples.append((now, self.computed_rows, self.tokens))
+        while len(self._samples) > 2 and self._samples[1][0] < now - RATE_OVER_S:
+            self._samples.popleft()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the work began."""
+        return time.monotonic() - self.started_s
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Rows and tokens a second, over the last `RATE_OVER_S` seconds; 0 while nothing is known."""
+        if len(self._samples) < 2:
+            seconds = max(self.elapsed_s, 1e-9)
+            return self.computed_rows / seconds, self.tokens / seconds
+        (then, rows, tokens), (_, rows_now, tokens_now) = self._samples[0], self._samples[-1]
+        seconds = max(time.monotonic() - then, 1e-9)
+        return (rows_now - rows) / seconds, (tokens_now - tokens) / seconds
+
+    @property
+    def left_s(self) -> float | None:
+        """Time until all is done, as it goes now; None while nobody knows."""
+        rate = self.rates[0]
+        if self.total_rows is None or rate <= 0:
+            return None
+        return max(0.0, self.total_rows - self.resumed_rows - max(self.rows, self.computed_rows)) / rate

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from embedstream.producer.client import Producer
+from embedstream.producer.credit import Credit
 from embedstream.producer.fleet import ServedModel
 from embedstream.shared.errors import Unavailable
 
-from .credit import Credit
 from .embedding import Embedding
 from .options import BackfillOptions
 from .parquet_sink import ParquetFolder

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedstream.producer.client import Producer
+from embedstream.producer.credit import Credit
 from embedstream.producer.failures import InputFailure
 from embedstream.producer.request import Embeddings, Options, Prepared
 from embedstream.shared.cards import ModelCard
@@ -19,7 +20,6 @@ from embedstream.shared.errors import Overloaded, ResultTimeout, Unavailable
 from embedstream.shared.logs import get_logger
 from embedstream.shared.tokenization import Tokens, offsets
 
-from .credit import Credit
 from .progress import Progress
 from .tokenizing import TokenizedTexts, Tokenizing
 from .unique import Computed, Seen
@@ -30,6 +30,7 @@ REQUEST_TEXTS = 512
 REQUEST_TOKENS = 16_384
 """Of one request: a quarter of a GPU's batch, and an answer of about a megabyte."""
 _PAUSE_S = 2.0
+_MOST_TIMEOUTS = 3
 
 log = get_logger()
 
@@ -163,22 +164,28 @@ class Embedding:
         self._progress.computed(n_rows, len(places), prepared.n_tokens)
 
     async def _answer(self, prepared: Prepared) -> Embeddings:
+        """The answer to a request, asked for again while there is hope; a result is seen once, whatever was sent."""
         loop = asyncio.get_running_loop()
-        last_good_s = loop.time()
+        last_good_s, timeouts = loop.time(), 0
         while True:
             try:
                 result = await self._producer.run(prepared)
             except Overloaded as error:
                 self._credit.refused()
-                pause_s, why, last_good_s = error.retry_after_s, "waiting: the queue is full", loop.time()
-            except (Unavailable, ResultTimeout) as error:
+                pause_s, why, last_good_s = error.retry_after_s, "the queue is full", loop.time()
+            except Unavailable as error:
                 if loop.time() - last_good_s > self._patience_s:
                     raise
-                pause_s, why = _PAUSE_S, f"waiting: {error}"
+                pause_s, why = _PAUSE_S, str(error)
+            except ResultTimeout as error:
+                timeouts += 1
+                if timeouts == _MOST_TIMEOUTS:
+                    raise
+                pause_s, why = 0.0, str(error)
             else:
                 self._progress.state = ""
                 return result
-            self._progress.state = why
+            self._progress.state = f"waiting: {why}"
             await asyncio.sleep(pause_s)
 
 

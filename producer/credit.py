@@ -1,4 +1,4 @@
-"""Credit: how much of a backfill may be on the queue at a time.
+"""Credit: how much of a bulk work may be on the queue at a time.
 
 Enough that no consumer waits for work, and no more: what is queued cannot make way for others any more, and takes
 memory. By Little's law what is under way is the rate times the time it takes, so the limit is the rate of the last
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 FLOOR_TOKENS = 32_768
@@ -25,11 +25,13 @@ class Credit:
     Args:
         seconds: how long an answer is to take.
         most_rows: never more rows than this.
+        clock: gives seconds.
     """
 
-    def __init__(self, seconds: float, most_rows: int) -> None:
+    def __init__(self, seconds: float, most_rows: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._most_rows = most_rows
+        self._clock = clock
         self._tokens = self._rows = 0
         self._done: deque[tuple[float, int]] = deque()
         self._done_tokens = 0
@@ -48,7 +50,9 @@ class Credit:
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
+                if turn.cancelled():
+                    self._admit()  # it may have stood before others that fit
+                else:
                     self._give_back(n_tokens, n_rows)
                 raise
         else:
@@ -76,6 +80,9 @@ class Credit:
     def _give_back(self, n_tokens: int, n_rows: int) -> None:
         self._tokens -= n_tokens
         self._rows -= n_rows
+        self._admit()
+
+    def _admit(self) -> None:
         while self._waiting:
             turn, tokens, rows = self._waiting[0]
             if not turn.done():
@@ -86,7 +93,7 @@ class Credit:
             self._waiting.popleft()
 
     def _learn(self, n_tokens: int) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._done.append((now, n_tokens))
         self._done_tokens += n_tokens
         while len(self._done) > 1 and self._done[0][0] < now - RATE_OVER_S:

@@ -14,6 +14,7 @@ from embedstream.shared.settings import Role, Settings
 
 from . import checks, dead_letters
 from .against import Against
+from .backfill import backfill
 
 app = flags.new_app(
     "A streaming, queue-driven embedding server. `embedstream serve` starts everything on this machine. Flags are "
@@ -158,6 +159,7 @@ _COMMANDS: dict[Role, Callable[..., int]] = {
     Role.EMBED: embed,
     Role.DOCTOR: doctor,
     Role.FETCH: fetch,
+    Role.BACKFILL: backfill,
 }
 for _role, _function in _COMMANDS.items():
     app.command(_role.value)(flags.command_of(_role, _function))

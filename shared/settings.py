@@ -94,13 +94,13 @@ def _setting(default: Any, description: str, *roles: Role, **bounds: Any) -> Any
     return Field(default, description=description, json_schema_extra={"roles": [*roles]}, **bounds)
 
 
-_ALL = (Role.SERVE, Role.API, Role.CONSUMER, Role.EMBED, Role.DEAD_LETTERS)
+_ALL = (Role.SERVE, Role.API, Role.CONSUMER, Role.EMBED, Role.DEAD_LETTERS, Role.BACKFILL)
 _SERVERS = (Role.SERVE, Role.API, Role.CONSUMER)
 _HTTP = (Role.SERVE, Role.API)
 _DEVICE = (Role.SERVE, Role.CONSUMER)
-_MODEL = (Role.SERVE, Role.CONSUMER, Role.DOCTOR)
-"""Of what decides the vectors, or how fast they come."""
-_CALLERS = (Role.SERVE, Role.API, Role.EMBED)
+_MODEL = (Role.SERVE, Role.CONSUMER, Role.DOCTOR, Role.BACKFILL)
+"""Of what decides the vectors, or how fast they come; a backfill without any server brings consumers of its own."""
+_CALLERS = (Role.SERVE, Role.API, Role.EMBED, Role.BACKFILL)
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """Several values; in the environment they are separated by commas."""
@@ -171,7 +171,11 @@ class Settings(BaseSettings):
         *_MODEL,
     )
     normalize: bool | None = _setting(
-        None, "Override whether vectors are scaled to unit length when a request does not say.", *_MODEL
+        None,
+        "Override whether vectors are scaled to unit length when a request does not say.",
+        Role.SERVE,
+        Role.CONSUMER,
+        Role.DOCTOR,
     )
     default_prompt_name: str | None = _setting(
         None,
@@ -429,6 +433,41 @@ class Settings(BaseSettings):
         200, "Most names of API keys that metrics tell apart; the rest are counted together as `other`.", *_HTTP, ge=0
     )
     metrics_open: bool = _setting(False, "Answer `GET /metrics` without a key even when `--api-key` is set.", *_HTTP)
+
+    # Backfills
+    part_rows: int = _setting(
+        0,
+        "Rows of the input that are written and committed together: what a kill costs at most, and what each output "
+        "file holds. 0 is 16,384, or fewer where their vectors would take more than 64 MiB.",
+        Role.BACKFILL,
+        ge=0,
+        le=10_000_000,
+    )
+    window_bytes: int = _setting(
+        32 * _MIB,
+        "Bytes of texts and columns that are read, embedded and written together: four such windows are in memory. "
+        "Equal texts are computed once within one.",
+        Role.BACKFILL,
+        ge=_MIB,
+    )
+    credit_s: float = _setting(
+        2.0,
+        "How long an answer of the queue is to take; the backfill has as much under way. More rides out pauses of the "
+        "fleet, less makes way sooner for interactive requests.",
+        Role.BACKFILL,
+        gt=0,
+        le=600,
+    )
+    patience_s: float = _setting(
+        600.0,
+        "How long to wait for a consumer, or for Redis, before giving up; what is committed by then stays.",
+        Role.BACKFILL,
+        ge=0,
+        le=86_400 * 7,
+    )
+    tokenizer_processes: int = _setting(
+        0, "Processes that tokenise; 0 takes half of the cores.", Role.BACKFILL, ge=0, le=256
+    )
 
     # Logs
     log_level: LogLevel = _setting(LogLevel.INFO, "The least that is logged.", *_SERVERS)

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 
 from embedstream.producer.failures import InputFailure
-from embedstream.shared.errors import EmbedstreamError
 from embedstream.shared.logs import get_logger
 from embedstream.shared.results import Status
 
@@ -138,8 +137,8 @@ class Runner:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(shards, steps, group))
                 group.create_task(self._write(steps))
-        except* EmbedstreamError as several:
-            raise _first(several) from None
+        except BaseExceptionGroup as several:
+            raise _first(several) from several
 
     async def _read(
         self, shards: Sequence[Shard], steps: asyncio.Queue[_Step | None], group: asyncio.TaskGroup
@@ -228,12 +227,12 @@ class Runner:
         self._state.commit(record)
 
 
-def _first(several: BaseExceptionGroup[EmbedstreamError]) -> EmbedstreamError:
-    """The error that ended a group; the others follow from it."""
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended a group: what else failed then, failed of it."""
     error: BaseException = several
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error  # type: ignore[return-value] # the group holds nothing else
+    return error
 
 
 async def _on(pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:

@@ -1,0 +1,132 @@
+"""Processes that tokenise: the same ids as the producer's, and no text lost when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedstream.producer import Lane, LongInputs, Options
+from embedstream.producer.backfill import tokenizing
+from embedstream.producer.backfill.tokenizing import Tokenizing
+from embedstream.producer.fleet import ServedModel
+from embedstream.producer.prepare import prepare
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.errors import InvalidInput, Unavailable
+from embedstream.shared.keys import Keys
+from embedstream.shared.processes import identity_of
+from embedstream.shared.results import Status
+from embedstream.shared.tokenization import TextTokenizer
+
+OPTIONS = Options(lane=Lane.BULK, partial=True)
+
+
+@pytest.fixture
+def pool(card: ModelCard) -> Iterator[Tokenizing]:
+    pool = Tokenizing(card, OPTIONS, 1)
+    yield pool
+    pool.close()
+
+
+def array_of(*texts: str) -> Any:
+    return pa.array(texts, pa.large_string())
+
+
+async def test_the_ids_are_those_of_the_producer(pool: Tokenizing, card: ModelCard) -> None:
+    texts = ["the queue", "a", "", "long " * 20, "b, c!"]
+    served = ServedModel(Keys("p", "m"), ("m",), card, TextTokenizer(card.tokenizer, card.recipe))
+    here = await prepare(texts, OPTIONS, served)
+    there = await pool.encode(array_of(*texts))
+    np.testing.assert_array_equal(there.ids, here.tokens.ids)
+    np.testing.assert_array_equal(there.lengths, here.tokens.lengths)
+    assert there.ids.dtype == np.uint16
+    assert {place: why.status for place, why in there.failures.items()} == {3: Status.INPUT_TOO_LONG}
+
+
+async def test_truncation_and_pieces(card: ModelCard) -> None:
+    for long_inputs, length, piece in ((LongInputs.TRUNCATE, 16, 0), (LongInputs.CHUNK, 82, 16)):
+        pool = Tokenizing(card, replace(OPTIONS, long_inputs=long_inputs), 1)
+        try:
+            some = await pool.encode(array_of("a " * 80, "b"))
+        finally:
+            pool.close()
+        assert some.lengths.tolist() == [length, 3]
+        assert some.piece_tokens == piece
+        assert (None if some.cut is None else some.cut.tolist()) == (None if piece else [True, False])
+
+
+async def test_what_the_model_does_not_do_is_an_error(card: ModelCard) -> None:
+    pool = Tokenizing(card, replace(OPTIONS, prompt="nonsuch"), 1)
+    try:
+        with pytest.raises(InvalidInput, match="nonsuch"):
+            await pool.encode(array_of("a"))
+    finally:
+        pool.close()
+
+
+async def test_a_process_that_dies_is_replaced(pool: Tokenizing, caplog: pytest.LogCaptureFixture) -> None:
+    before = await pool.encode(array_of("a"))
+    (victim,) = pool._pool._processes
+    os.kill(victim, signal.SIGKILL)
+    after = await pool.encode(array_of("a"))
+    np.testing.assert_array_equal(before.ids, after.ids)
+    (other,) = pool._pool._processes
+    assert other != victim
+
+
+async def test_texts_that_kill_are_given_up(pool: Tokenizing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "_encode", die)
+    with pytest.raises(Unavailable, match="died 3 times over the same 2 texts"):
+        await pool.encode(array_of("a", "b"))
+
+
+def die(_: Any) -> None:
+    os._exit(1)
+
+
+_PARENT = """
+import asyncio, sys, time
+import pyarrow as pa
+from embedstream.producer import Options
+from embedstream.producer.backfill.tokenizing import Tokenizing
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.recipe import Pooling, Recipe
+
+def main():
+    recipe = Recipe(16, (Pooling.MEAN,), normalize=False, dimension=4, vocab_size=1000)
+    pool = Tokenizing(ModelCard("m", recipe, sys.argv[1], "r"), Options(partial=True), 2)
+    async def both():
+        await asyncio.gather(*(pool.encode(pa.array(["a"] * 50, pa.large_string())) for _ in range(8)))
+    asyncio.run(both())
+    print(*pool._pool._processes, flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_they_end_with_a_parent_that_is_killed(tmp_path: Any, wordpiece_json: str) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(_PARENT)
+    with subprocess.Popen([sys.executable, str(script), wordpiece_json], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        line = parent.stdout.readline()
+        workers = [identity_of(int(pid)) for pid in line.split()]
+        assert workers
+        assert all(worker is not None and worker.is_alive for worker in workers)
+        parent.kill()
+    for _ in range(200):
+        if not any(worker is not None and worker.is_alive for worker in workers):
+            break
+        time.sleep(0.05)
+    assert not any(worker is not None and worker.is_alive for worker in workers), "they wait for work for ever"

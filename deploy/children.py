@@ -39,6 +39,7 @@ class Child:
     Args:
         name: shown in log lines.
         launch: starts the process.
+        last_words: what it has written at its end, for the log; None where that is on our stderr anyway.
         clock: seconds, as `time.monotonic`.
     """
 
@@ -47,9 +48,11 @@ class Child:
         name: str,
         launch: Callable[[], subprocess.Popen[bytes]],
         *,
+        last_words: Callable[[], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
+        self.last_words = last_words
         self.process: subprocess.Popen[bytes] | None = None
         self.final = False
         self.restart_at: float | None = None

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,32 +23,17 @@ from embedstream.shared.errors import ModelLoadError
 from embedstream.shared.flags import environment_of, without_settings
 from embedstream.shared.logs import get_logger
 from embedstream.shared.processes import own_identity
-from embedstream.shared.settings import Role, Settings, variable_of
+from embedstream.shared.settings import Role, Settings
 
-from .children import Child, ending_of
-from .embedded import EmbeddedServer
-from .limits import available_cores
+from .children import Child
 from .listener import bind, reachable_host, url_of
 from .metrics_folder import MetricsFolder
 from .readiness import Readiness
 from .signals import Signals
-from .spawn import spawn
+from .tending import Command, OwnValkey, Tending, launch, role_command, share_of_cores
 from .welcome import ready_block
 
-Command = Callable[[Role, int | None], Sequence[str]]
-"""Builds a child's command line from its role and the number of the inherited listening socket."""
-
-_GRACE_S = 1.0
-"""A child that uses its whole time to finish still gets this much to say goodbye."""
-
 log = get_logger()
-
-
-def role_command(role: Role, fd: int | None = None) -> list[str]:
-    """The command line of a role; the settings travel in the environment, where other users cannot read the keys."""
-    # -P: a file named like a library in the current folder must not be imported in its place.
-    command = [sys.executable, "-P", "-m", "embedstream.deploy", role.value]
-    return command if fd is None else [*command, "--fd", str(fd)]
 
 
 def run(settings: Settings, *, command: Command = role_command) -> int:
@@ -88,9 +70,9 @@ class Supervisor:
         self._url = url_of(settings.host, self._port)
         self._signals = signals
         self._command = command
+        self._tending = Tending(signals, settings.shutdown_timeout_s, self._forget_metrics)
         self._redis_url = ""
-        self._valkey: EmbeddedServer | None = None
-        self._valkey_child: Child | None = None
+        self._valkey: OwnValkey | None = None
         self._consumers: list[Child] = []
         self._apis: list[Child] = []
         self._metrics: MetricsFolder | None = None
@@ -119,7 +101,7 @@ class Supervisor:
         self._metrics = metrics = MetricsFolder()
         consumers = [f"consumer {number}" for number in range(1, self._settings.consumers + 1)]
         apis = [f"api {number}" for number in range(1, self._settings.api_workers + 1)]
-        cores = self._share_of_cores()
+        cores = share_of_cores(self._settings)
         self._consumers = [
             Child(name, partial(self._launch, Role.CONSUMER, environment | cores | metrics.variables_of(name)))
             for name in consumers
@@ -140,15 +122,14 @@ class Supervisor:
             ModelLoadError: no consumer can serve the model; with the reason that one left.
         """
         while not self._signals.stopping:
-            for child in self._children():
-                self._look_after(child)
+            longest_s = self._tending.look_after(self._children())
             for tier in (self._consumers, self._apis):
                 if tier and all(child.final for child in tier):
                     log.error("serve.nothing_left_to_run", processes=[child.name for child in tier])
                     if tier is self._consumers and (reason := self._reason_left()):
                         raise ModelLoadError(reason)  # said once more, where people look first: in the last line
                     return exits.FINAL
-            self._wait()
+            self._wait(longest_s)
         return exits.OK
 
     def stop(self) -> None:
@@ -157,23 +138,20 @@ class Supervisor:
         self._listener.close()  # or new clients would wait in its queue for nobody
         if self._readiness is not None:
             self._readiness.close()
-        self._stop_tier(self._apis)
-        self._stop_tier(self._consumers)
+        self._tending.stop(self._apis)
+        self._tending.stop(self._consumers)
         if self._metrics is not None:
             self._metrics.remove()
         if self._run_path is not None:
             self._run_path.unlink(missing_ok=True)
-        if self._valkey_child is not None:
-            self._stop_tier([self._valkey_child])
         if self._valkey is not None:
+            self._tending.stop([self._valkey.child])
             self._valkey.remove()
 
     def _start_valkey(self) -> str:
         log.info("valkey.starting", data_dir=str(self._settings.data_dir or "in memory"))
-        self._valkey = EmbeddedServer(self._settings)
-        self._valkey_child = Child("Valkey", self._valkey.spawn)
-        self._valkey_child.start()
-        self._valkey.wait_until_ready(cancelled=lambda: self._signals.stopping)
+        self._valkey = OwnValkey(self._settings)
+        self._valkey.start(self._signals)
         return self._valkey.url
 
     def _run_file(self, redis_url: str) -> runfile.RunFile:
@@ -191,54 +169,22 @@ class Supervisor:
 
     def _launch(self, role: Role, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         fd = self._listener.fileno() if role is Role.API else None
-        return spawn(
-            self._command(role, fd),
-            env=environment,
-            # Not SIGTERM: our Valkey is gone as well then, and a consumer could not hand in what it would finish.
-            death_signal=signal.SIGKILL,
-            output=sys.stderr.fileno(),  # stdout carries the ready block alone
-            pass_fds=[] if fd is None else [fd],
-        )
-
-    def _share_of_cores(self) -> dict[str, str]:
-        threads = self._settings.threads or max(1, available_cores() // max(1, self._settings.consumers))
-        return {variable_of("threads"): str(threads), "OMP_NUM_THREADS": str(threads)}
+        # To stderr: stdout carries the ready block alone.
+        return launch(self._command(role, fd), environment, sys.stderr.fileno(), fd)
 
     def _children(self) -> list[Child]:
-        return [*([self._valkey_child] if self._valkey_child else []), *self._consumers, *self._apis]
+        return [*([self._valkey.child] if self._valkey else []), *self._consumers, *self._apis]
 
-    def _look_after(self, child: Child) -> None:
-        code = child.reap()
-        if code is not None:
-            self._tell_end(child, code)
-            if self._metrics is not None:
-                self._metrics.ended(child.name)
-        if child.is_due:
-            try:
-                child.start()
-            except OSError as error:  # no memory or no process left; later there may be
-                child.postpone()
-                log.error("process.not_started", process=child.name, error=str(error))
-            else:
-                log.info("process.restarted", process=child.name)
-
-    def _tell_end(self, child: Child, code: int) -> None:
-        if child.final:
-            log.error(
-                "process.cannot_run", process=child.name, ending=ending_of(code), reason="see its own message above"
-            )
-            return
-        log.warning("process.ended", process=child.name, ending=ending_of(code), restart_in_s=round(child.due_in_s))
-        if child is self._valkey_child and self._valkey is not None:
-            log.warning("valkey.last_words", text=self._valkey.log_tail())
+    def _forget_metrics(self, child: Child) -> None:
+        if self._metrics is not None:
+            self._metrics.ended(child.name)
 
     def _reason_left(self) -> str | None:
         """Why a consumer could not serve the model, as it has left it in Redis."""
         return load_failures.newest_at(self._redis_url, self._settings.key_prefix, self._settings.served_names[0])
 
-    def _wait(self) -> None:
-        """Sleep until something is to be done."""
-        longest_s = min(child.due_in_s for child in self._children())
+    def _wait(self, longest_s: float) -> None:
+        """Sleep until something is to be done, `longest_s` at most."""
         if self._readiness is None or self._readiness.is_over:
             self._signals.wait(longest_s if math.isfinite(longest_s) else None)
             return
@@ -247,16 +193,3 @@ class Supervisor:
             print(  # noqa: T201
                 ready_block(self._settings, self._url, self._redis_url, elapsed_s=self._readiness.elapsed_s), flush=True
             )
-
-    def _stop_tier(self, children: Sequence[Child]) -> None:
-        for child in children:
-            child.ask_to_stop()
-        deadline = time.monotonic() + self._settings.shutdown_timeout_s + _GRACE_S
-        while not all(child.has_ended for child in children):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or self._signals.urgent:
-                break
-            self._signals.wait(left_s)
-        for child in children:
-            if child.kill():
-                log.warning("process.killed", process=child.name, reason="it did not stop in time")

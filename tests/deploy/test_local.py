@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from embedstream.deploy import local
+from embedstream.deploy import tending
 from embedstream.deploy.limits import available_cores
 from embedstream.shared import runfile
 from embedstream.shared.processes import Identity, identity_of
@@ -171,8 +171,8 @@ def test_the_children_get_the_settings_but_no_key_on_a_command_line(start: Start
 
 
 def test_the_real_command_names_the_role_and_no_path() -> None:
-    assert local.role_command(Role.API, 5)[1:] == ["-P", "-m", "embedstream.deploy", "api", "--fd", "5"]
-    assert local.role_command(Role.CONSUMER)[1:] == ["-P", "-m", "embedstream.deploy", "consumer"]
+    assert tending.role_command(Role.API, 5)[1:] == ["-P", "-m", "embedstream.deploy", "api", "--fd", "5"]
+    assert tending.role_command(Role.CONSUMER)[1:] == ["-P", "-m", "embedstream.deploy", "consumer"]
 
 
 def test_progress_is_told_until_ready(start: Starter, home: Path) -> None:

@@ -74,12 +74,12 @@ async def backfill(
     schema = _output_schema(source, served, options, producer)
     part_rows = options.part_rows or max(1, min(MOST_PART_ROWS, PART_BYTES // schema.row_bytes))
     manifest = _manifest(source, served, options, schema, part_rows)
-    folder = Path(f"{options.output.path.rstrip('/')}.backfill")
+    folder, bad_rows = (Path(f"{options.output.path.rstrip('/')}.{end}") for end in ("backfill", "bad-rows.jsonl"))
     processes = options.tokenizer_processes or max(1, (os.cpu_count() or 2) // 2)
     options = replace(options, vectors=replace(options.vectors, timeout_s=options.vectors.timeout_s or 600.0))
     credit = Credit(options.credit_s, max(1, producer.max_undelivered_bytes // 2 // schema.row_bytes))
     with (
-        closing(await asyncio.to_thread(State, folder, manifest)) as state,
+        closing(await asyncio.to_thread(State, folder, manifest, bad_rows)) as state,
         closing(ParquetFolder(Path(options.output.path), schema)) as sink,
         closing(Tokenizing(served.card, options.vectors, processes)) as tokenizing,
     ):
@@ -102,9 +102,10 @@ async def backfill(
             await runner.run()
         finally:
             watch.cancel()
+            await asyncio.to_thread(state.write_side_file)
         records = state.records()
         complete = not state.missing(len(shards))
-    return Outcome(complete, sum(len(record.bad) for record in records), sum(record.rows for record in records), folder)
+    return Outcome(complete, sum(record.bad_rows for record in records), sum(record.rows for record in records), folder)
 
 
 async def _stop(runner: Runner, stopping: asyncio.Event) -> None:

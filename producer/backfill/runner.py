@@ -19,9 +19,10 @@ from .blocks import BadReason, BadRow, Block, Window
 from .embedding import Embedding, WindowVectors
 from .plan import PartId, Shard
 from .progress import Progress
+from .records import PartRecord
 from .sink import PartWriter, Sink
 from .source import ShardReader, Source
-from .state import PartRecord, State
+from .state import State
 
 _AHEAD = 2
 """Windows that are read while others are embedded: with the one at each end, four are in memory."""
@@ -208,11 +209,11 @@ class Runner:
                     rows += step.window.n_rows - len(failed)
                     texts, tokens = texts + result.texts, tokens + result.tokens
                 elif step.end is not None:
-                    everything = sorted((*step.end.bad, *bad), key=lambda row: (row.file, row.row))
-                    record = PartRecord(step.part, step.end.taken, rows, texts, tokens, tuple(everything))
-                    await _on(self._writing, self._commit, writer if rows else None, record)
+                    bad = self._in_order(step.part, (*step.end.bad, *bad))
+                    record = PartRecord(step.part, step.end.taken, rows, texts, tokens, len(bad))
+                    await _on(self._writing, self._commit, writer if rows else None, record, bad)
                     self._progress.rows += record.taken
-                    self._progress.bad_rows += len(record.bad)
+                    self._progress.bad_rows += record.bad_rows
                     self._progress.parts += 1
                     if writer is not None:
                         await _on(self._writing, writer.abort)  # without rows there is no part
@@ -221,10 +222,15 @@ class Runner:
             if writer is not None:
                 await _on(self._writing, writer.abort)
 
-    def _commit(self, writer: PartWriter | None, record: PartRecord) -> None:
+    def _in_order(self, part: PartId, bad: Sequence[BadRow]) -> list[BadRow]:
+        """As they stand in the input."""
+        files = {file.path: place for place, file in enumerate(self._shards[part.shard].files)}
+        return sorted(bad, key=lambda row: (files[row.file], row.row))
+
+    def _commit(self, writer: PartWriter | None, record: PartRecord, bad: Sequence[BadRow]) -> None:
         if writer is not None:
             writer.commit()
-        self._state.commit(record)
+        self._state.commit(record, bad)
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -6,128 +6,121 @@ and renamed, after the part itself: a part without a record is simply made again
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .blocks import BadRow
+from .claims import BEGINNING, Claims
+from .drafts import storage, sweep, write_whole
 from .plan import PartId
+from .records import PartRecord, Records, ShardEnd
+from .side_file import SideFile
 
-
-@dataclass(frozen=True, slots=True)
-class PartRecord:
-    """What is known of a committed part.
-
-    Args:
-        part: which one.
-        taken: rows of the input it stands for.
-        rows: rows in the output.
-        texts: unique texts that were computed for it.
-        tokens: of those.
-        bad: rows left out because they could not be embedded.
-    """
-
-    part: PartId
-    taken: int
-    rows: int
-    texts: int
-    tokens: int
-    bad: tuple[BadRow, ...] = ()
+MANIFEST = "manifest.json"
 
 
 class State:
-    """The state folder of one backfill. Its calls block: they belong on a thread.
+    """The state folder of one backfill. Its calls block: they belong on threads, and any thread may make them.
 
     Args:
         folder: `OUT.backfill`.
         manifest: what the backfill is, in JSON's types: input files, options, model, output, `part_rows`.
+        bad_rows: where the side file of bad rows goes; None puts it into the folder.
 
     Raises:
-        Misconfigured: the folder belongs to a backfill of something else; the message says what differs.
+        Misconfigured: the folder belongs to a backfill of something else; the message says what differs. Or it cannot
+            be written, or this process has it open already.
+        Unavailable: the disk is full; any call may find that out.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], bad_rows: Path | None = None) -> None:
         self._folder = folder
-        (folder / "parts").mkdir(parents=True, exist_ok=True)
-        path = folder / "manifest.json"
-        if not path.exists():
-            write_whole(path, json.dumps(manifest, indent=1).encode())
-        self._claims = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o600)
+        self._where = f"the state folder {folder}"
+        parts = folder / "parts"
+        with storage(self._where):
+            parts.mkdir(parents=True, exist_ok=True)
+            self._claims = Claims(folder / "claims")
+        try:
+            with storage(self._where):
+                with self._claims.alone(BEGINNING):
+                    if not (folder / MANIFEST).exists():
+                        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+                for some in (folder, parts):
+                    sweep(some)
+        except BaseException:
+            self._claims.close()
+            raise
+        self._records = Records(parts)
+        self._side_file = SideFile(bad_rows or folder / "bad-rows.jsonl", self._records, self._claims)
+
+    @property
+    def bad_rows_path(self) -> Path:
+        """Where the side file lies, as soon as a row is bad."""
+        return self._side_file.path
 
     def is_committed(self, part: PartId) -> bool:
         """Whether a part is done."""
-        return self._record_path(part).exists()
+        with storage(self._where):
+            return self._records.has(part)
 
     def claim(self, part: PartId) -> bool:
-        """Take a part for this process, until it commits, releases, or dies. False: another process has it."""
-        try:
-            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._place(part))
-        except OSError:
-            return False
-        return True
+        """Take a part for this process, until it commits, releases, or dies. False: another has it, or this one.
+
+        Raises:
+            Misconfigured: the input has more parts than can be told apart.
+        """
+        return self._claims.take(part)
 
     def release(self, part: PartId) -> None:
-        """Give a claimed part back."""
-        fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, self._place(part))
+        """Give a claimed part back; harmless when it is not claimed."""
+        self._claims.give_back(part)
 
-    def commit(self, record: PartRecord) -> None:
-        """Remember, durably, that a part is done. The part itself is durable by then. Gives its claim back."""
-        write_whole(self._record_path(record.part), json.dumps(asdict(record)).encode())
+    def commit(self, record: PartRecord, bad: Sequence[BadRow] = ()) -> None:
+        """Remember, durably, that a part is done, and give its claim back. The part itself is durable by then.
+
+        Args:
+            record: of the part.
+            bad: its bad rows, in the order of the input.
+        """
+        with storage(self._where):
+            self._records.add(record, bad)
         self.release(record.part)
+        if bad:
+            with storage(self.bad_rows_path):
+                self._side_file.write_if_due()
 
     def shard_ended(self, shard: int, parts: int, taken: int) -> None:
-        """Remember how many parts and rows a shard has: whoever reads to its end finds out."""
-        write_whole(self._folder / "parts" / f"{shard:05}.json", json.dumps({"parts": parts, "taken": taken}).encode())
+        """Remember how many parts and rows a shard has: whoever reads to its end finds out.
+
+        Raises:
+            Misconfigured: somebody came to another end: the input has changed meanwhile.
+        """
+        with storage(self._where):
+            self._records.add_end(shard, ShardEnd(parts, taken))
 
     def parts_of(self, shard: int) -> int | None:
         """How many parts a shard has; None while nobody has read to its end."""
-        path = self._folder / "parts" / f"{shard:05}.json"
-        return json.loads(path.read_bytes())["parts"] if path.exists() else None
+        with storage(self._where):
+            end = self._records.end_of(shard)
+        return None if end is None else end.parts
 
     def missing(self, shards: int) -> tuple[int, ...]:
         """Shards with a part that is not committed, or whose end nobody knows."""
-        return tuple(
-            shard
-            for shard in range(shards)
-            if (parts := self.parts_of(shard)) is None
-            or not all(self.is_committed(PartId(shard, chunk)) for chunk in range(parts))
-        )
+        with storage(self._where):
+            return self._records.missing(shards)
 
     def records(self) -> Sequence[PartRecord]:
-        """Of all committed parts, in the order of the input."""
-        records = []
-        for path in sorted((self._folder / "parts").glob("*-*.json")):
-            fields = json.loads(path.read_bytes())
-            bad = tuple(BadRow(**row) for row in fields.pop("bad"))
-            records.append(PartRecord(**fields | {"part": PartId(**fields["part"]), "bad": bad}))
-        return records
+        """Of all committed parts, by any process, in the order of the input."""
+        with storage(self._where):
+            return self._records.all()
+
+    def write_side_file(self) -> None:
+        """Bring the side file up to date: now, and not only when the next bad row comes."""
+        with storage(self.bad_rows_path):
+            self._side_file.write()
 
     def close(self) -> None:
         """Give all claims back."""
-        os.close(self._claims)
-
-    def _record_path(self, part: PartId) -> Path:
-        return self._folder / "parts" / f"{part.name}.json"
-
-    @staticmethod
-    def _place(part: PartId) -> int:
-        return part.shard * 1_000_000 + part.chunk
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole and durable, or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        self._claims.close()

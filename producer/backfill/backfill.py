@@ -42,12 +42,14 @@ class Outcome:
         bad_rows: rows that were left out because they could not be embedded, of all processes and runs.
         rows: rows in the output, likewise.
         state: its state folder.
+        side_file: where bad rows are told, if there are any.
     """
 
     complete: bool
     bad_rows: int
     rows: int
     state: Path
+    side_file: Path
 
 
 async def backfill(
@@ -105,7 +107,8 @@ async def backfill(
             await asyncio.to_thread(state.write_side_file)
         records = state.records()
         complete = not state.missing(len(shards))
-    return Outcome(complete, sum(record.bad_rows for record in records), sum(record.rows for record in records), folder)
+    bad, rows = sum(record.bad_rows for record in records), sum(record.rows for record in records)
+    return Outcome(complete, bad, rows, folder, bad_rows)
 
 
 async def _stop(runner: Runner, stopping: asyncio.Event) -> None:
@@ -126,7 +129,7 @@ async def _model(producer: Producer, patience_s: float, progress: Progress) -> S
             progress.state = f"waiting: {error}"
             await asyncio.sleep(_PATIENT_POLL_S)
         else:
-            progress.state = ""
+            progress.state, progress.model = "", served.card.model
             return served
 
 

@@ -23,6 +23,7 @@ class Progress:
         tokens: of those texts.
         bad_rows: of this process.
         parts: committed by this process.
+        model: its name, once a consumer serves it.
         state: what it does now, in words for people; "" while it works.
     """
 
@@ -34,6 +35,7 @@ class Progress:
     tokens: int = 0
     bad_rows: int = 0
     parts: int = 0
+    model: str = ""
     state: str = ""
     started_s: float = field(default_factory=time.monotonic)
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque)

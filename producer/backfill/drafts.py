@@ -5,62 +5,91 @@ A draft is named after the process that writes it, so that what a killed one lef
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import re
 import socket
-import zlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from embedstream.shared.errors import Misconfigured, Unavailable
 from embedstream.shared.processes import Identity, own_identity
 
-_NAME = re.compile(r"\.([0-9a-f]{8})-(\d+)-(\d+)\.draft$")
+_NAME = re.compile(r"\..+\.([^.]+)-(\d+)-(\d+)\.tmp")
+_FOREIGN_FOR_S = 7 * 24 * 3600.0
+"""How long the drafts of other machines are kept: whether their process lives cannot be told from here."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
-def draft_of(folder: Path, name: str) -> Path:
-    """Where this process writes a draft of `name`; no other process uses it."""
+def host_name() -> str:
+    """This machine, for names: two that share a file system know nothing of each other's processes."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", socket.gethostname())
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process writes a draft of a file, in the same folder; no other process uses it."""
     me = own_identity()
-    return folder / f".{name}.{_host()}-{me.pid}-{me.started}.draft"
+    return path.with_name(f".{path.name}.{host_name()}-{me.pid}-{me.started}.tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Remove the drafts of processes of this machine that have ended; those of other machines cannot be judged."""
+    """Remove the drafts of processes of this machine that have ended, and old ones of other machines."""
     for path in folder.iterdir():
-        found = _NAME.search(path.name)
-        if found and found[1] == _host() and not Identity(int(found[2]), int(found[3])).is_alive:
+        if (found := _NAME.fullmatch(path.name)) and _is_left(path, found):
             path.unlink(missing_ok=True)
 
 
-def put_durably(draft: Path, target: Path) -> None:
-    """Give a finished draft its name, on the same file system: after a crash the target is there whole, or not at all.
+def publish(draft: Path, path: Path) -> None:
+    """Give a finished draft its name, on the same file system: after a crash it is there whole, or not at all.
 
     What had that name is replaced.
     """
     with draft.open("rb") as file:
         os.fsync(file.fileno())
-    draft.replace(target)
-    sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        os.fsync(folder)
     finally:
-        os.close(descriptor)
+        os.close(folder)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole and durable, or not at all."""
+    draft = draft_of(path)
+    try:
+        draft.write_bytes(data)
+        publish(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time, and one thread of it, go on; the lock ends with its process."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def storage(where: Path | str) -> Iterator[None]:
+    """Turn what a disk refuses into errors of one line that name the place.
+
+    Raises:
+        Misconfigured: the place may not be written.
+        Unavailable: it is full, or has trouble.
+    """
+    try:
         yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _FULL:
+            raise Unavailable(f"No space is left for {where} ({reason}): make room, then run it again.") from error
+        if error.errno in _REFUSED:
+            raise Misconfigured(f"For {where}: it cannot be written ({reason}).") from error
+        raise Unavailable(f"For {where}: {reason}.") from error
 
 
-def _host() -> str:
-    """This machine, for names: two that share a file system know nothing of each other's processes."""
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+def _is_left(path: Path, found: re.Match[str]) -> bool:
+    if found[1] == host_name():
+        return not Identity(int(found[2]), int(found[3])).is_alive
+    try:
+        return time.time() - path.stat().st_mtime > _FOREIGN_FOR_S
+    except FileNotFoundError:
+        return False

@@ -16,7 +16,9 @@ from embedstream.producer.fleet import ServedModel
 from embedstream.shared.errors import Unavailable
 
 from .embedding import Embedding
+from .manifest import manifest_of
 from .options import BackfillOptions
+from .outputs import output_of
 from .parquet_sink import ParquetFolder
 from .parquet_source import ParquetSource
 from .plan import shards_of
@@ -75,18 +77,20 @@ async def backfill(
     served = await _model(producer, options.patience_s, progress)
     schema = _output_schema(source, served, options, producer)
     part_rows = options.part_rows or max(1, min(MOST_PART_ROWS, PART_BYTES // schema.row_bytes))
-    manifest = _manifest(source, served, options, schema, part_rows)
-    folder, bad_rows = (Path(f"{options.output.path.rstrip('/')}.{end}") for end in ("backfill", "bad-rows.jsonl"))
+    manifest = manifest_of(options, source.files, source.schema, schema.metadata, part_rows)
+    output = output_of(options.output)
+    folder = options.state or output.state_folder
     processes = options.tokenizer_processes or max(1, (os.cpu_count() or 2) // 2)
     options = replace(options, vectors=replace(options.vectors, timeout_s=options.vectors.timeout_s or 600.0))
     credit = Credit(options.credit_s, max(1, producer.max_undelivered_bytes // 2 // schema.row_bytes))
     with (
-        closing(await asyncio.to_thread(State, folder, manifest, bad_rows)) as state,
+        closing(await asyncio.to_thread(State, folder, manifest, output)) as state,
         closing(ParquetFolder(Path(options.output.path), schema)) as sink,
         closing(Tokenizing(served.card, options.vectors, processes)) as tokenizing,
     ):
         records = state.records()
         progress.resumed_rows = sum(record.taken for record in records)
+        progress.begin()
         embedding = Embedding(producer, served.card, options.vectors, tokenizing, credit, progress, options.patience_s)
         runner = Runner(
             source,
@@ -95,7 +99,7 @@ async def backfill(
             state,
             embedding,
             progress,
-            part_rows=part_rows,
+            part_rows=state.manifest.part_rows,
             window_bytes=options.window_bytes,
             id_column=options.input.id_column,
         )
@@ -151,17 +155,3 @@ def _output_schema(source: Source, served: ServedModel, options: BackfillOptions
         vectors.dtype.value,
         metadata,
     )
-
-
-def _manifest(
-    source: Source, served: ServedModel, options: BackfillOptions, schema: OutputSchema, part_rows: int
-) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "input": asdict(options.input),
-        "files": [asdict(file) for file in source.files],
-        "output": asdict(options.output),
-        "schema": schema.arrow.to_string(),
-        "model": dict(schema.metadata),
-        "part_rows": part_rows,
-    }

@@ -38,7 +38,22 @@ class Progress:
     model: str = ""
     state: str = ""
     started_s: float = field(default_factory=time.monotonic)
+    _began_s: float | None = None
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    def begin(self) -> None:
+        """Input, model and state are ready: from now on parts are made."""
+        self._began_s = time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        """Whether parts are made, or were."""
+        return self._began_s is not None
+
+    @property
+    def working_s(self) -> float:
+        """Since the first part was begun: without loading the model."""
+        return 0.0 if self._began_s is None else time.monotonic() - self._began_s
 
     def computed(self, rows: int, texts: int, tokens: int) -> None:
         """Rows got their vectors."""
@@ -52,14 +67,14 @@ class Progress:
 
     @property
     def elapsed_s(self) -> float:
-        """Since the work began."""
+        """Since the start."""
         return time.monotonic() - self.started_s
 
     @property
     def rates(self) -> tuple[float, float]:
         """Rows and tokens a second, over the last `RATE_OVER_S` seconds; 0 while nothing is known."""
         if len(self._samples) < 2:
-            seconds = max(self.elapsed_s, 1e-9)
+            seconds = max(self.working_s, 1e-9)
             return self.computed_rows / seconds, self.tokens / seconds
         (then, rows, tokens), (_, rows_now, tokens_now) = self._samples[0], self._samples[-1]
         seconds = max(time.monotonic() - then, 1e-9)

@@ -34,7 +34,7 @@ def measure(port: int, kind: str, clients: int, probes: int) -> list[float]:
         return asyncio.run(probe(port, probes))
     argv = ["nice", "-n", "19", sys.executable, "-m", "tests.hostile.load"]
     argv += ["--port", str(port), "--kind", kind, "--clients", str(clients)]
-    load = subprocess.Popen(argv, cwd=sys.path[0])  # noqa: S603 - our own module
+    load = subprocess.Popen(argv, cwd=sys.path[0])
     try:
         time.sleep(_SETTLE_S)
         taken_s = asyncio.run(probe(port, probes))

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from embedstream.shared import exits
 
 _PACKAGES = ("torch", "transformers", "safetensors")
+REMEDY = "a consumer needs `pip install '.[consumer]'` in embedstream's folder"
+"""What to do about it."""
 
 
 def missing() -> list[str]:
@@ -19,6 +21,5 @@ def complain_if_missing() -> int:
     names = missing()
     if not names:
         return exits.OK
-    how = "`pip install '.[consumer]'` in embedstream's folder"
-    exits.complain(f"{', '.join(names)} not installed; a consumer needs {how}")
+    exits.complain(f"{', '.join(names)} not installed; {REMEDY}")
     return exits.FINAL

@@ -1,129 +1,136 @@
 """`embedstream backfill` at work.
 
-The backfill itself runs on an event loop in a thread of its own. The main thread waits for signals and shows how far
-it is, so that both also happen while the loop is busy.
+The backfill itself runs on an event loop in a thread of its own. The main thread waits for signals, looks after the
+children, which Linux ties to the thread that started them, and shows how far it is.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import threading
-from concurrent.futures import CancelledError, Future
+import sys
+from contextlib import closing
 from dataclasses import replace
 
-from embedstream.producer import Producer
-from embedstream.producer.backfill.backfill import Outcome, backfill
+from embedstream.producer.backfill.backfill import Outcome
 from embedstream.producer.backfill.options import BackfillOptions
 from embedstream.producer.backfill.progress import Progress
 from embedstream.shared import exits, logs, runfile
-from embedstream.shared.settings import LogLevel, Role, Settings
+from embedstream.shared.errors import EmbedstreamError
+from embedstream.shared.settings import LogLevel, Role, Settings, flag_of, roles_of
 
-from .backfill_view import Lines
+from .backfill_events import Events
+from .backfill_view import Bar, Lines, View
+from .backfill_work import Work
+from .own_fleet import OwnFleet
 from .signals import Signals
+from .tending import Command, role_command
 
-_LOOK_S = 0.25
+_LOOK_S = 0.2
 
 
-def run(settings: Settings, options: BackfillOptions, *, as_json: bool = False) -> int:
+def run(settings: Settings, options: BackfillOptions, *, as_json: bool = False, command: Command = role_command) -> int:
     """Run a backfill, or go on with one, and return the exit code.
 
-    Raises:
-        EmbedstreamError: as `backfill` does.
-    """
-    connected = runfile.connected(settings)
-    # No more than what went wrong, among the lines that say how far it is.
-    logs.configure(connected.model_copy(update={"log_level": LogLevel.WARNING}), Role.BACKFILL)
-    options = replace(options, vectors=replace(options.vectors, partial=True))
-    progress = Progress()
-    view = Lines(progress)
-    with Signals() as signals:
-        work = Work(connected, options, progress)
-        work.start()
-        said = 0
-        while not work.done:
-            signals.wait(_LOOK_S)
-            if signals.stops > said:
-                said = signals.stops
-                if signals.urgent:
-                    work.cancel()
-                else:
-                    work.stop()
-                    view.say(
-                        "Stopping: parts under way are finished first; once more stops at once, and they are lost."
-                    )
-            view.show()
-        outcome = work.outcome()
-    if outcome is None or not outcome.complete:
-        view.say("Stopped. The same command goes on from here.")
-        return 128 + signal.SIGINT
-    view.say(
-        f"{outcome.rows:,} rows in {options.output.path}, {outcome.bad_rows:,} bad rows, {progress.elapsed_s:.1f} s"
-    )
-    return os.EX_DATAERR if outcome.bad_rows else exits.OK
-
-
-class Work:
-    """A backfill on a thread of its own.
-
     Args:
-        settings: with the URL of Redis.
+        settings: without a URL of Redis it joins the running server, or brings a fleet of its own.
         options: what is asked for.
-        progress: counted as it goes.
+        as_json: tell programs instead of people.
+        command: builds the command lines of consumers of its own.
+
+    Raises:
+        EmbedstreamError: as `backfill` does, and as `OwnFleet` does.
     """
+    # No more than what went wrong, among the lines that say how far it is.
+    logs.configure(settings.model_copy(update={"log_level": LogLevel.WARNING}), Role.BACKFILL)
+    options = replace(options, vectors=replace(options.vectors, partial=True))
+    own = settings.redis_url is None and not runfile.find_live()
+    progress = Progress()
+    loading = f"loading {settings.served_names[0]}" if own else "waiting for a consumer"
+    with Signals() as signals, closing(_view(progress, options, loading, as_json=as_json)) as view:
+        one = _Run(signals, view, progress)
+        try:
+            if own:
+                return one.with_fleet(OwnFleet(settings, signals, command), options)
+            _tell_unused(settings)
+            return one.alone(runfile.connected(settings), options)
+        except EmbedstreamError as error:
+            view.failed(error, exits.code_of(error))
+            raise
 
-    def __init__(self, settings: Settings, options: BackfillOptions, progress: Progress) -> None:
-        self._settings = settings
-        self._options = options
+
+class _Run:
+    """One backfill as the main thread sees it."""
+
+    def __init__(self, signals: Signals, view: View, progress: Progress) -> None:
+        self._signals = signals
+        self._view = view
         self._progress = progress
-        self._stopping = asyncio.Event()
-        self._loop = asyncio.new_event_loop()
-        self._task: asyncio.Task[Outcome] | None = None
-        self._future: Future[Outcome] = Future()
-        self._thread = threading.Thread(target=self._run, name="backfill")
+        self._stops = 0
 
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
-        return self._future.done()
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Finish the parts under way and begin no other."""
-        self._loop.call_soon_threadsafe(self._stopping.set)
-
-    def cancel(self) -> None:
-        """Leave everything as it is."""
-        self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
-
-    def outcome(self) -> Outcome | None:
-        """How it ended; None for cancelled.
-
-        Raises:
-            EmbedstreamError: what it ended with.
-        """
-        self._thread.join()
+    def with_fleet(self, fleet: OwnFleet, options: BackfillOptions) -> int:
+        """Bring a fleet for as long as it takes."""
         try:
-            return self._future.result()
-        except CancelledError:
-            return None
+            fleet.start()
+            return self.alone(fleet.settings, options, fleet)
+        finally:
+            fleet.stop()
 
-    def _run(self) -> None:
+    def alone(self, settings: Settings, options: BackfillOptions, fleet: OwnFleet | None = None) -> int:
+        """Do the work; the exit code."""
+        outcome = self._watched(Work(settings, options, self._progress), fleet)
+        if outcome is not None and outcome.complete:
+            self._view.finished(outcome)
+            return os.EX_DATAERR if outcome.bad_rows else exits.OK
+        self._view.interrupted()
+        return exits.interrupted_by(self._signals.first_stop or signal.SIGINT)
+
+    def _watched(self, work: Work, fleet: OwnFleet | None) -> Outcome | None:
+        work.start()
         try:
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                self._future.set_result(runner.run(self._work()))
-        except asyncio.CancelledError:
-            self._future.cancel()
-        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
-            self._future.set_exception(error)
+            while not work.done:
+                longest_s = _LOOK_S
+                if fleet is not None:
+                    longest_s = min(longest_s, fleet.look_after())
+                    if self._progress.model:
+                        fleet.serving()
+                self._signals.wait(longest_s)
+                self._stop_if_asked(work)
+                self._view.show()
+        except BaseException:
+            work.cancel()
+            work.wait()
+            raise
+        return work.outcome()
 
-    async def _work(self) -> Outcome:
-        self._task = asyncio.current_task()
-        async with Producer(
-            self._settings.redis_url, model=self._settings.chosen_model, settings=self._settings
-        ) as producer:
-            return await backfill(producer, self._options, self._progress, self._stopping)
+    def _stop_if_asked(self, work: Work) -> None:
+        if self._signals.stops == self._stops:
+            return
+        self._stops = self._signals.stops
+        if self._signals.urgent or not self._progress.running:  # no part is under way yet
+            work.cancel()
+        else:
+            work.stop()
+            self._view.stopping()
+
+
+def _view(progress: Progress, options: BackfillOptions, loading: str, *, as_json: bool) -> View:
+    if as_json:
+        return Events(progress, options.input.path, options.output.path)
+    if sys.stderr.isatty():
+        return Bar(progress, options.output.path, loading)
+    return Lines(progress, options.output.path, loading)
+
+
+def _tell_unused(settings: Settings) -> None:
+    """Flags of consumers say nothing to those that are there already: better told than found in the vectors."""
+    own = [
+        name
+        for name in Settings.model_fields
+        if name in settings.model_fields_set
+        and {Role.BACKFILL, Role.DOCTOR} <= set(roles_of(name))
+        and Role.EMBED not in roles_of(name)
+    ]
+    if own:
+        flags = ", ".join(flag_of(name) for name in own)
+        exits.complain(f"{flags} not used: the backfill joins consumers that are there already")

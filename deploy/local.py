@@ -30,7 +30,7 @@ from .listener import bind, reachable_host, url_of
 from .metrics_folder import MetricsFolder
 from .readiness import Readiness
 from .signals import Signals
-from .tending import Command, OwnValkey, Tending, launch, role_command, share_of_cores
+from .tending import Command, OwnValkey, Tending, launch, role_command, share_of_cores, tell_end
 from .welcome import ready_block
 
 log = get_logger()
@@ -70,7 +70,7 @@ class Supervisor:
         self._url = url_of(settings.host, self._port)
         self._signals = signals
         self._command = command
-        self._tending = Tending(signals, settings.shutdown_timeout_s, self._forget_metrics)
+        self._tending = Tending(signals, settings.shutdown_timeout_s, self._ended)
         self._redis_url = ""
         self._valkey: OwnValkey | None = None
         self._consumers: list[Child] = []
@@ -175,7 +175,8 @@ class Supervisor:
     def _children(self) -> list[Child]:
         return [*([self._valkey.child] if self._valkey else []), *self._consumers, *self._apis]
 
-    def _forget_metrics(self, child: Child) -> None:
+    def _ended(self, child: Child, code: int) -> None:
+        tell_end(child, code)
         if self._metrics is not None:
             self._metrics.ended(child.name)
 

@@ -28,6 +28,8 @@ class Signals:
 
     def __init__(self) -> None:
         self.stops = 0
+        self.first_stop: signal.Signals | None = None
+        """What asked us to stop."""
         self._last_stop = float("-inf")
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
@@ -77,4 +79,5 @@ class Signals:
         now = time.monotonic()
         if now - self._last_stop > _ECHO_S:
             self.stops += 1
+            self.first_stop = self.first_stop or signal.Signals(number)
             self._last_stop = now

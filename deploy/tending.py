@@ -63,6 +63,17 @@ def share_of_cores(settings: Settings) -> dict[str, str]:
     return {variable_of("threads"): str(threads), "OMP_NUM_THREADS": str(threads)}
 
 
+def tell_end(child: Child, code: int) -> None:
+    """Log that a child has ended, and whether it is started again."""
+    if child.final:
+        log.error("process.cannot_run", process=child.name, ending=ending_of(code), reason="see its own message above")
+        return
+    words = {} if child.last_words is None else {"last_words": child.last_words()}
+    log.warning(
+        "process.ended", process=child.name, ending=ending_of(code), restart_in_s=round(child.due_in_s), **words
+    )
+
+
 class OwnValkey:
     """The embedded Valkey as a child: started again on the same socket when it dies.
 
@@ -104,12 +115,10 @@ class Tending:
     Args:
         signals: entered by the caller; a second wish to stop ends the patience.
         shutdown_timeout_s: time children have to finish after SIGTERM.
-        ended: told of each child that has ended, after the log.
+        ended: told of each child that has ended, and of its exit code.
     """
 
-    def __init__(
-        self, signals: Signals, shutdown_timeout_s: float, ended: Callable[[Child], None] = lambda _: None
-    ) -> None:
+    def __init__(self, signals: Signals, shutdown_timeout_s: float, ended: Callable[[Child, int], None]) -> None:
         self._signals = signals
         self._shutdown_timeout_s = shutdown_timeout_s
         self._ended = ended
@@ -123,8 +132,7 @@ class Tending:
         for child in children:
             code = child.reap()
             if code is not None:
-                _tell_end(child, code)
-                self._ended(child)
+                self._ended(child, code)
             if child.is_due:
                 _start_again(child)
         return min((child.due_in_s for child in children), default=math.inf)
@@ -152,13 +160,3 @@ def _start_again(child: Child) -> None:
         log.error("process.not_started", process=child.name, error=str(error))
     else:
         log.info("process.restarted", process=child.name)
-
-
-def _tell_end(child: Child, code: int) -> None:
-    if child.final:
-        log.error("process.cannot_run", process=child.name, ending=ending_of(code), reason="see its own message above")
-        return
-    words = {} if child.last_words is None else {"last_words": child.last_words()}
-    log.warning(
-        "process.ended", process=child.name, ending=ending_of(code), restart_in_s=round(child.due_in_s), **words
-    )

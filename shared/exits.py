@@ -5,16 +5,18 @@
 | 0 | done, or stopped as asked |
 | 1 | `doctor` found a fault: the model can be served, but a check failed |
 | 2 | a flag or an environment variable has a wrong name or value |
-| 65 | the input cannot be embedded as it stands |
+| 65 | the input cannot be embedded as it stands; `backfill`: complete, but for bad rows, which the side file tells |
 | 69 | something needed is not there: no running server, no consumer, a port or data folder in use, no Valkey |
 | 70 | anything else went wrong, such as a job that was given up |
 | 75 | the queue is full, or the result did not come in time; try again |
-| 78 | the configuration cannot work: a model that does not load, a missing package, a bad file; restarting is no help |
+| 78 | the configuration cannot work: a model that does not load, a package missing, an input changed; restarting is no help |
+| 130, 143 | stopped by Ctrl-C or SIGTERM before the end; `backfill`: the same command goes on |
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -58,6 +60,11 @@ def code_of(error: EmbedstreamError) -> int:
             return os.EX_SOFTWARE
 
 
+def interrupted_by(number: signal.Signals) -> int:
+    """The exit code after a signal that ended the work, as shells give it."""
+    return 128 + number
+
+
 def run(command: Callable[[], int]) -> int:
     """Run a command; an error we know becomes one line and an exit code."""
     try:
@@ -65,6 +72,8 @@ def run(command: Callable[[], int]) -> int:
     except EmbedstreamError as error:
         complain(str(error))
         return code_of(error)
+    except KeyboardInterrupt:  # whoever pressed Ctrl-C knows
+        return interrupted_by(signal.SIGINT)
     except PermissionError as error:  # a folder or port that is not ours to use; the message names it
         complain(str(error))
         return os.EX_UNAVAILABLE

@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     redis_url: str | None = _setting(
         None,
         "Redis or Valkey: redis://, rediss:// or unix://. Default: that of the `serve` that runs on this machine; for "
-        "`serve` itself an embedded Valkey.",
+        "`serve` itself, and for a backfill that finds none, an embedded Valkey.",
         *_ALL,
     )
     key_prefix: str = _setting(
@@ -130,6 +130,7 @@ class Settings(BaseSettings):
         0,
         "Memory limit of the embedded Valkey; 0 is a quarter of the machine's memory, at most 2 GiB.",
         Role.SERVE,
+        Role.BACKFILL,
         ge=0,
     )
     api_key: Names = _setting(
@@ -208,7 +209,14 @@ class Settings(BaseSettings):
 
     # Processes and the device
     api_workers: int = _setting(1, "API processes that `serve` starts.", Role.SERVE, ge=1, le=256)
-    consumers: int = _setting(1, "Consumer processes that `serve` starts.", Role.SERVE, ge=0, le=256)
+    consumers: int = _setting(
+        1,
+        "Consumer processes that `serve` starts, or a backfill that finds no server.",
+        Role.SERVE,
+        Role.BACKFILL,
+        ge=0,
+        le=256,
+    )
     device: str | None = _setting(
         None, "Torch device, such as `cpu` or `cuda:1`. Default: CUDA where there is one, else the CPU.", *_MODEL
     )
@@ -290,7 +298,7 @@ class Settings(BaseSettings):
     )
     metrics_host: str = _setting("127.0.0.1", "Address of a consumer's metrics port.", Role.CONSUMER)
     shutdown_timeout_s: float = _setting(
-        30.0, "Time a process has to finish its work after SIGTERM before it is ended.", *_SERVERS, gt=0
+        30.0, "Time a process has to finish its work after SIGTERM before it is ended.", *_SERVERS, Role.BACKFILL, gt=0
     )
 
     # Requests

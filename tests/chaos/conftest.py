@@ -10,6 +10,7 @@ import pytest
 from .deployment import Sites
 from .report import Report
 from .trial import Trial, new_trial
+from .trial_of_backfill import BackfillTrial, new_backfill_trial
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +30,12 @@ def seed(request: pytest.FixtureRequest) -> int:
 def trial(request: pytest.FixtureRequest) -> Trial:
     """The row of this test."""
     return new_trial(request)
+
+
+@pytest.fixture
+def backfill_trial(request: pytest.FixtureRequest) -> BackfillTrial:
+    """The row of this test in the table of backfills."""
+    return new_backfill_trial(request)
 
 
 @pytest.fixture

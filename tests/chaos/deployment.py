@@ -135,7 +135,7 @@ class Deployment:
         self._names += 1
         name = f"c{self._names}"
         argv = [sys.executable, "-m", "tests.chaos.stub_consumer", "--name", name, "--journal", str(self.journal.path)]
-        process = self._start(name, [*argv, *(device or self.device).flags()])
+        process = self.start(name, [*argv, *(device or self.device).flags()])
         self.fleet.append(process)
         return process
 
@@ -144,17 +144,25 @@ class Deployment:
         port = port or free_port()
         module = "tests.chaos.ablated_api" if self.no_reconcile else "embedstream.api"
         argv = [sys.executable, "-m", module, "--port", str(port)]
-        api = Api(self._start(f"api{len(self.api)}", argv), port)
+        api = Api(self.start(f"api{len(self.api)}", argv), port)
         self.api.append(api)
         return api
 
-    def _start(self, name: str, argv: list[str]) -> Process:
+    def start(self, name: str, argv: list[str], changes: Mapping[str, object] | None = None) -> Process:
+        """One more process on this queue.
+
+        Args:
+            name: for people, and of its log.
+            argv: program and arguments.
+            changes: settings that are its own, by variable name without its prefix; None for none of that name.
+        """
         settings = {
             "REDIS_URL": self.proxy.url if self.proxy else self.server.url,
             "REQUEST_TIMEOUT_S": self.timeout_s,
             **self.settings,
+            **(changes or {}),
         }
-        variables = {f"EMBEDSTREAM_{key}": str(value) for key, value in settings.items()}
+        variables = {f"EMBEDSTREAM_{key}": str(value) for key, value in settings.items() if value is not None}
         process = Process(name, argv, variables, self.folder / f"{name}.log")
         self._everything.append(process)
         return process

@@ -47,6 +47,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def size(self) -> int:
+        """Bytes of it: they grow with every pass."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def batches(self) -> list[Batch]:
         """Every pass, in the order they began."""
         if not self.path.exists():

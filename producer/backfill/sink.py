@@ -22,6 +22,7 @@ class OutputSchema:
         dimension: components of a vector.
         dtype: numpy's name of its number format, `float32` or `float16`.
         metadata: what made the vectors, for the metadata of the files: model, revision, recipe, dtype, prompt, version.
+        id_column: the column that tells rows apart; None where there is none. Databases need one.
     """
 
     carried: pa.Schema
@@ -29,6 +30,7 @@ class OutputSchema:
     dimension: int
     dtype: str
     metadata: Mapping[str, str]
+    id_column: str | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -37,11 +39,14 @@ class OutputSchema:
 
     @property
     def arrow(self) -> pa.Schema:
-        """As Arrow writes it: the vector is a FixedSizeList and the last column."""
+        """As Arrow writes it: the vector is a FixedSizeList and the last column.
+
+        What the input's files say of themselves, such as the index of pandas, would not be true of the output.
+        """
         values = pa.float16() if self.dtype == "float16" else pa.float32()
         vector = pa.field(self.vector_column, pa.list_(values, self.dimension), nullable=False)
         kept = {key.encode(): value.encode() for key, value in self.metadata.items()}
-        return pa.schema([*self.carried, vector], {**(self.carried.metadata or {}), **kept})
+        return pa.schema([*self.carried, vector], kept)
 
     def batch(self, carried: pa.RecordBatch, vectors: NDArray[Any]) -> pa.RecordBatch:
         """(rows,) carried columns and (rows, dimension) vectors as one batch, without a copy of the vectors."""

@@ -1,0 +1,63 @@
+"""JSON lines, plain or compressed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from .json_rows import dumps, json_rows
+from .sink import OutputSchema
+
+
+class JsonlFormat:
+    """One object a line: the carried columns, then the vector as a list.
+
+    Args:
+        compression: `gzip`, `zstd`, or None.
+    """
+
+    def __init__(self, compression: str | None = None) -> None:
+        self._compression = compression
+        self.extensions = ({None: ".jsonl", "gzip": ".jsonl.gz", "zstd": ".jsonl.zst"}[compression],)
+
+    @property
+    def staged(self) -> JsonlFormat:
+        """Itself."""
+        return self
+
+    def open(self, paths: Sequence[Path], schema: OutputSchema) -> JsonlPart:
+        """Begin to write."""
+        return JsonlPart(paths[0], self._compression, schema.vector_column)
+
+    def join(self, parts: Sequence[Sequence[Path]], paths: Sequence[Path], schema: OutputSchema) -> None:
+        """Copy bytes: members of gzip (RFC 1952, 2.2) and frames of zstd (RFC 8878, 3) may follow one another."""
+        if not parts:
+            self.open(paths, schema).close()
+            return
+        with paths[0].open("wb") as joined:
+            for (path,) in parts:
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, joined, 1024 * 1024)
+
+
+class JsonlPart:
+    """One file while it is written."""
+
+    def __init__(self, path: Path, compression: str | None, vector_column: str) -> None:
+        self._vector_column = vector_column
+        self._file = pa.output_stream(str(path), compression=compression)
+
+    def write(self, carried: pa.RecordBatch, vectors: NDArray[Any]) -> None:
+        """Append rows."""
+        rows = json_rows(carried)
+        lines = [dumps({**row, self._vector_column: vector}) for row, vector in zip(rows, vectors, strict=True)]
+        self._file.write(b"\n".join([*lines, b""]))
+
+    def close(self) -> None:
+        """Write the end of what is compressed."""
+        self._file.close()

@@ -1,0 +1,73 @@
+"""Opening the sink of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.types as pat
+
+from embedstream.shared.errors import Misconfigured
+
+from .arrow_format import ArrowFormat
+from .file_sinks import FolderSink, SingleFileSink
+from .jsonl_format import JsonlFormat
+from .npy_format import NpyFormat
+from .options import OutputOptions
+from .outputs import FORMATS, Kind, Output, output_of
+from .parquet_format import ParquetFormat
+from .part_format import Format
+from .places import LocalPlace, ObjectPlace, Place
+from .sink import OutputSchema, Sink
+from .staging import Staging
+
+_FORMATS: Mapping[str, Format] = {
+    "parquet": ParquetFormat(),
+    "arrow": ArrowFormat(),
+    "jsonl": JsonlFormat(),
+    "jsonl.gz": JsonlFormat("gzip"),
+    "jsonl.zst": JsonlFormat("zstd"),
+    "npy": NpyFormat(),
+}
+
+
+def open_sink(options: OutputOptions, schema: OutputSchema, staging: Path) -> Sink:
+    """Open what the vectors go to; it blocks.
+
+    Args:
+        options: where that is.
+        schema: of the rows.
+        staging: a private folder of this backfill on this machine, made if missing.
+
+    Raises:
+        Misconfigured: the output is not one, was made by somebody else, does not fit the rows, or needs a package that
+            is not installed.
+        Unavailable: a database does not answer, or the disk is full.
+    """
+    output = output_of(options)
+    if schema.vector_column in schema.carried.names:
+        raise Misconfigured(f"A column `{schema.vector_column}` is carried: give the vectors another name.")
+    schema = replace(schema, carried=_plain(schema.carried))
+    folder = Staging(staging)
+    form = _FORMATS[output.format]
+    if output.kind is Kind.FOLDER:
+        return FolderSink(_place(output, output.location), form, schema, folder, output.shown)
+    stem = next(output.name.removesuffix(known) for known in FORMATS[output.format] if output.name.endswith(known))
+    names = [*(f"{stem}{extension}" for extension in form.extensions[:-1]), output.name]
+    place = _place(output, output.location.removesuffix(output.name).rstrip("/") or "/")
+    return SingleFileSink(place, names, form, schema, folder, output.shown)
+
+
+def _place(output: Output, folder: str) -> Place:
+    if not output.is_local:
+        return ObjectPlace(folder)
+    path = Path(folder)
+    return LocalPlace(path, path.absolute().parent if output.kind is Kind.FOLDER else path)
+
+
+def _plain(carried: pa.Schema) -> pa.Schema:
+    """Without dictionaries, which may differ between parts: a file of Arrow has one for all of it."""
+    fields = [field.with_type(field.type.value_type) if pat.is_dictionary(field.type) else field for field in carried]
+    return pa.schema(fields, carried.metadata)

@@ -1,0 +1,176 @@
+"""JSON lines: one object a line. Blank lines count, but are no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from types import NoneType
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from .blocks import BadReason
+from .lines import Lines, too_long
+from .listing import Place
+from .reading import BLOCK_ROWS, Doubt, Rows, conformed
+from .storage import explained
+
+SAMPLE_ROWS = 1000
+"""From which the types of columns are told."""
+_MISFITS = (pa.ArrowException, TypeError, ValueError, OverflowError)
+_PLAIN: Mapping[pa.DataType, set[type]] = {
+    pa.bool_(): {bool},
+    pa.int64(): {int},
+    pa.uint64(): {int},
+    pa.float64(): {float, int},
+    pa.string(): {str},
+}
+"""What stands for values of a type in JSON."""
+
+
+class JsonlFormat:
+    """JSON lines."""
+
+    def look(self, place: Place) -> tuple[None, int | None]:
+        """The types are told by the first rows of all files: see `sample`."""
+        return None, None
+
+    def open(self, place: Place, columns: pa.Schema) -> JsonlReader:
+        """Begin to read."""
+        return JsonlReader(place, columns)
+
+    def sample(self, places: Sequence[Place]) -> pa.Schema:
+        """The columns of the first rows; one without any value is of strings, one of several types has none."""
+        values: dict[str, list[Any]] = {}
+        for row in _first_objects(places):
+            for name, value in row.items():
+                values.setdefault(name, []).append(value)
+        return pa.schema([pa.field(name, _type(some)) for name, some in values.items()])
+
+
+class JsonlReader:
+    """Reads one file of JSON lines."""
+
+    def __init__(self, place: Place, columns: pa.Schema) -> None:
+        self._lines = Lines(place)
+        self._columns = columns
+        self._row = 0
+
+    def skip(self, n_rows: int) -> int:
+        """Count lines."""
+        step = self._lines.skip(n_rows)
+        self._row += step
+        return step
+
+    def take(self, n_rows: int) -> Iterator[Rows]:
+        """Parse lines, each by itself."""
+        while n_rows and (lines := self._lines.read(min(n_rows, BLOCK_ROWS))):
+            n_rows -= len(lines)
+            yield self._rows(lines)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+    def _rows(self, lines: Sequence[bytes | None]) -> Rows:
+        objects: list[dict[str, Any]] = []
+        places, doubts = [], {}
+        for place, line in enumerate(lines, self._row):
+            value = _parsed(line)
+            if value is None:
+                continue
+            if isinstance(value, Doubt):
+                doubts[len(objects)] = value
+                value = {}
+            objects.append(value)
+            places.append(place)
+        arrays = [_column(field, objects, doubts) for field in self._columns]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._columns)
+        self._row += len(lines)
+        return Rows(len(lines), np.array(places, np.int64), conformed(batch, self._columns), doubts)
+
+
+def _parsed(line: bytes | None) -> dict[str, Any] | Doubt | None:
+    """An object, what is wrong, or None for a blank line."""
+    if line is None:
+        return Doubt(None, BadReason.INVALID, too_long())
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return Doubt(None, BadReason.UNDECODABLE, f"The line is no JSON: {error}") if line.strip() else None
+    if isinstance(value, dict):
+        return value
+    return Doubt(None, BadReason.INVALID, f"The line is no JSON object but {_name(value)}.")
+
+
+def _column(field: pa.Field, objects: Sequence[dict[str, Any]], doubts: dict[int, Doubt]) -> pa.Array:
+    values = [row.get(field.name) for row in objects]
+    types = set(map(type, values)) - {NoneType}
+    if types <= _PLAIN.get(field.type, set()):  # those of nested ones are looked at one by one
+        try:
+            return pa.array(values, field.type)
+        except _MISFITS:  # a number that is too large
+            pass
+    for at, value in enumerate(values):
+        if not _fits(value, field.type):
+            message = f"The column `{field.name}` holds {_name(value)}, where others hold {field.type}."
+            doubts.setdefault(at, Doubt(field.name, BadReason.INVALID, message))
+            values[at] = None
+    return pa.array(values, field.type)
+
+
+def _fits(value: object, kind: pa.DataType) -> bool:
+    """Whether a value of JSON is of a type, as it is: Arrow would cut 2.5 down to a whole number."""
+    if value is None:
+        return True
+    if pa.types.is_list(kind):
+        return isinstance(value, list) and all(_fits(item, kind.value_type) for item in value)
+    if pa.types.is_struct(kind):
+        return isinstance(value, dict) and all(_fits(value.get(field.name), field.type) for field in kind)
+    if type(value) not in _PLAIN.get(kind, set()):
+        return False
+    try:
+        pa.scalar(value, kind)
+    except _MISFITS:
+        return False
+    return True
+
+
+def _first_objects(places: Sequence[Place]) -> Iterator[dict[str, Any]]:
+    left = SAMPLE_ROWS
+    for place in places:
+        with explained(place.path), closing(Lines(place)) as lines:
+            while left and (some := lines.read(left)):
+                left -= len(some)
+                yield from (row for row in map(_parsed, some) if isinstance(row, dict))
+
+
+def _type(values: Sequence[Any]) -> pa.DataType:
+    if all(value is None for value in values):
+        return pa.string()
+    if all(value is None or (type(value) is int and 0 <= value < 2**64) for value in values):
+        return pa.int64() if all(value is None or value < 2**63 for value in values) else pa.uint64()
+    try:
+        return _settled(pa.array(values).type)
+    except _MISFITS:
+        return pa.null()
+
+
+def _settled(kind: pa.DataType) -> pa.DataType:
+    """A type in which what has no value yet is a string."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_settled(kind.value_type))
+    if pa.types.is_struct(kind) and kind.num_fields:
+        return pa.struct([pa.field(field.name, _settled(field.type)) for field in kind])
+    return pa.null() if pa.types.is_struct(kind) else kind
+
+
+_NAMES = {bool: "a truth value", int: "a whole number", float: "a number", str: "a string", list: "a list"}
+
+
+def _name(value: object) -> str:
+    return "null" if value is None else _NAMES.get(type(value), "an object")

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Collection
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from embedstream.producer.client import Producer
 from embedstream.producer.credit import Credit
 from embedstream.producer.fleet import ServedModel
-from embedstream.shared.errors import Unavailable
+from embedstream.shared.errors import Misconfigured, Unavailable
 
 from .embedding import Embedding
 from .manifest import manifest_of
 from .options import BackfillOptions
 from .outputs import output_of
-from .parquet_sink import ParquetFolder
-from .parquet_source import ParquetSource
 from .plan import shards_of
 from .progress import Progress
 from .runner import Runner
 from .sink import OutputSchema
+from .sinks import open_sink
 from .source import Source
+from .sources import open_source
 from .state import State
+from .survey import Survey, finished, survey
 from .tokenizing import Tokenizing
 
 MOST_PART_ROWS = 16_384
@@ -70,7 +71,9 @@ async def backfill(
         Unavailable: no consumer, or no Redis, for longer than the patience allows.
         StaleCard: the model was replaced while it ran.
     """
-    source = await asyncio.to_thread(ParquetSource, options.input)
+    source = await asyncio.to_thread(open_source, options.input)
+    if found := await asyncio.to_thread(finished, options, source.files, source.schema):
+        return _outcome(found)
     shards = tuple(shards_of(source.files))
     counts = [shard.n_rows for shard in shards]
     progress.total_rows = None if None in counts else sum(count or 0 for count in counts)
@@ -85,7 +88,11 @@ async def backfill(
     credit = Credit(options.credit_s, max(1, producer.max_undelivered_bytes // 2 // schema.row_bytes))
     with (
         closing(await asyncio.to_thread(State, folder, manifest, output)) as state,
-        closing(ParquetFolder(Path(options.output.path), schema)) as sink,
+        closing(
+            await asyncio.to_thread(
+                open_sink, options.output, replace(schema, metadata=state.manifest.model), folder / "staging"
+            )
+        ) as sink,
         closing(Tokenizing(served.card, options.vectors, processes)) as tokenizing,
     ):
         records = state.records()
@@ -94,7 +101,7 @@ async def backfill(
         embedding = Embedding(producer, served.card, options.vectors, tokenizing, credit, progress, options.patience_s)
         runner = Runner(
             source,
-            shards,
+            tuple(shards_of(source.files, state.manifest.shard_bytes)),
             sink,
             state,
             embedding,
@@ -109,10 +116,32 @@ async def backfill(
         finally:
             watch.cancel()
             await asyncio.to_thread(state.write_side_file)
-        records = state.records()
-        complete = not state.missing(len(shards))
-    bad, rows = sum(record.bad_rows for record in records), sum(record.rows for record in records)
-    return Outcome(complete, bad, rows, folder, bad_rows)
+    found = await asyncio.to_thread(survey, folder)
+    if found is None:
+        raise Misconfigured(f"{folder} was removed while its backfill ran: begin anew.")
+    return _outcome(found)
+
+
+def finished_already(options: BackfillOptions, models: Collection[str] = ()) -> Outcome | None:
+    """How a backfill ended, where all of it is done: to say so takes no model and no server.
+
+    Args:
+        options: what is asked for.
+        models: names of the model that is asked for; empty where any will do.
+
+    Returns:
+        None where there is something to do.
+
+    Raises:
+        Misconfigured: the options do not fit the input, or the state folder belongs to another backfill.
+    """
+    source = open_source(options.input)
+    found = finished(options, source.files, source.schema, models)
+    return None if found is None else _outcome(found)
+
+
+def _outcome(found: Survey) -> Outcome:
+    return Outcome(found.is_complete, found.bad_rows, found.rows, found.folder, found.side_file)
 
 
 async def _stop(runner: Runner, stopping: asyncio.Event) -> None:
@@ -154,4 +183,5 @@ def _output_schema(source: Source, served: ServedModel, options: BackfillOptions
         vectors.dimensions or recipe.size(per_token=False),
         vectors.dtype.value,
         metadata,
+        options.input.id_column,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from embedstream.producer.request import Options
 
@@ -60,6 +61,8 @@ class BackfillOptions:
         credit_s: how long an answer of the queue is to take.
         patience_s: how long to wait for a consumer, or for Redis, before giving up.
         tokenizer_processes: processes that tokenise; 0 chooses by the number of cores.
+        command: what was typed, to say how to go on; empty for a program of its own.
+        state: folder for what the backfill remembers; None takes `OUT.backfill`.
     """
 
     input: InputOptions
@@ -70,3 +73,5 @@ class BackfillOptions:
     credit_s: float = 2.0
     patience_s: float = 600.0
     tokenizer_processes: int = 0
+    command: tuple[str, ...] = ()
+    state: Path | None = None

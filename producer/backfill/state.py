@@ -7,53 +7,67 @@ and renamed, after the part itself: a part without a record is simply made again
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from embedstream.shared.errors import Misconfigured
+
+from . import manifest as manifests
 from .blocks import BadRow
 from .claims import BEGINNING, Claims
+from .differences import refuse_another
 from .drafts import storage, sweep, write_whole
+from .existing import holds_something
+from .manifest import Manifest
+from .outputs import Kind, Output
 from .plan import PartId
 from .records import PartRecord, Records, ShardEnd
 from .side_file import SideFile
 
-MANIFEST = "manifest.json"
+COMPLETE = "complete.json"
 
 
 class State:
     """The state folder of one backfill. Its calls block: they belong on threads, and any thread may make them.
 
+    The process that comes first writes down what the backfill is; every other is held against that.
+
     Args:
         folder: `OUT.backfill`.
-        manifest: what the backfill is, in JSON's types: input files, options, model, output, `part_rows`.
-        bad_rows: where the side file of bad rows goes; None puts it into the folder.
+        manifest: of what is asked for.
+        output: where it goes; the side file lies beside a local one, and in the folder else. None: nobody looks at it.
 
     Raises:
-        Misconfigured: the folder belongs to a backfill of something else; the message says what differs. Or it cannot
-            be written, or this process has it open already.
+        Misconfigured: the folder belongs to a backfill of something else; the message says what differs. Or the output
+            is not the one that belongs to the folder; or the folder cannot be written; or this process has it open.
         Unavailable: the disk is full; any call may find that out.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], bad_rows: Path | None = None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, output: Output | None = None) -> None:
         self._folder = folder
         self._where = f"the state folder {folder}"
         parts = folder / "parts"
+        if output is not None:
+            _refuse_foreign(output, folder)  # before there is a folder
         with storage(self._where):
             parts.mkdir(parents=True, exist_ok=True)
             self._claims = Claims(folder / "claims")
+        self._records = Records(parts)
+        self._side_file = SideFile(side_file_of(folder, output), self._records, self._claims)
         try:
             with storage(self._where):
-                with self._claims.alone(BEGINNING):
-                    if not (folder / MANIFEST).exists():
-                        write_whole(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+                self.manifest = self._agreed(manifest, output)
                 for some in (folder, parts):
                     sweep(some)
         except BaseException:
             self._claims.close()
             raise
-        self._records = Records(parts)
-        self._side_file = SideFile(bad_rows or folder / "bad-rows.jsonl", self._records, self._claims)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether `finish` was called, by any process."""
+        return (self._folder / COMPLETE).exists()
 
     @property
     def bad_rows_path(self) -> Path:
@@ -121,6 +135,54 @@ class State:
         with storage(self.bad_rows_path):
             self._side_file.write()
 
+    def finish(self) -> None:
+        """Remember that every part is committed and the output whole."""
+        ended = {"ended": datetime.now(UTC).isoformat(timespec="seconds")}
+        with storage(self._where):
+            write_whole(self._folder / COMPLETE, json.dumps(ended).encode())
+
     def close(self) -> None:
         """Give all claims back."""
         self._claims.close()
+
+    def _agreed(self, manifest: Manifest, output: Output | None) -> Manifest:
+        """The manifest of the folder, which is this one where there was none."""
+        path = self._folder / manifests.NAME
+        with self._claims.alone(BEGINNING):
+            if not path.exists():
+                if output is not None:
+                    _refuse_foreign(output, self._folder)
+                write_whole(path, manifest.encode())
+                return manifest
+        found = manifests.Manifest.decode(path.read_bytes(), path)
+        refuse_another(found, manifest, self._folder, moved=output is None or lies_beside(self._folder, output))
+        if output is not None:
+            self._refuse_lost(output)
+        return found
+
+    def _refuse_lost(self, output: Output) -> None:
+        has_parts = output.kind is Kind.FOLDER and any(record.rows for record in self._records.all())
+        if (self.is_complete or has_parts) and holds_something(output) is False:
+            raise Misconfigured(
+                f"{output.shown} is gone, and {self._folder} says that rows were written there: bring it back, or "
+                "remove that folder too, to begin anew."
+            )
+
+
+def side_file_of(folder: Path, output: Output | None) -> Path:
+    """Where the side file of bad rows lies: beside a local output, else in the state folder."""
+    return Path(f"{output.location}.bad-rows.jsonl") if output and output.is_local else folder / "bad-rows.jsonl"
+
+
+def lies_beside(folder: Path, output: Output) -> bool:
+    """Whether a state folder is the one that an output has of itself: the two may be moved together."""
+    return folder.absolute() == output.state_folder.absolute()
+
+
+def _refuse_foreign(output: Output, folder: Path) -> None:
+    # In this order: another process may be about to begin, and writes down what it does before it does anything.
+    if holds_something(output) and not (folder / manifests.NAME).exists():
+        raise Misconfigured(
+            f"{output.shown} holds something already, and there is no {folder} that tells of a backfill to it: choose "
+            "another OUT, or remove it."
+        )

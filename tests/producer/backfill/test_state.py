@@ -7,13 +7,18 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from embedstream.producer.backfill import drafts, records
 from embedstream.producer.backfill.blocks import BadReason, BadRow
+from embedstream.producer.backfill.manifest import manifest_of
+from embedstream.producer.backfill.options import BackfillOptions, InputOptions, OutputOptions
+from embedstream.producer.backfill.outputs import output_of
 from embedstream.producer.backfill.plan import PartId
 from embedstream.producer.backfill.records import PartRecord
 from embedstream.producer.backfill.state import State
+from embedstream.producer.request import Options
 from embedstream.shared.errors import Misconfigured, Unavailable
 from embedstream.shared.processes import own_identity
 
@@ -33,9 +38,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "out.backfill"
 
 
+MANIFEST = manifest_of(
+    BackfillOptions(InputOptions("/in"), OutputOptions("/out"), Options()), (), pa.schema([("row", pa.int64())])
+)
+
+
 @pytest.fixture
 def open_state(folder: Path) -> Opener:
-    return lambda: State(folder, {}, folder.with_name("out.bad-rows.jsonl"))
+    return lambda: State(folder, MANIFEST)
 
 
 def names(folder: Path) -> list[str]:
@@ -114,7 +124,7 @@ def test_a_damaged_record_means_that_the_part_is_made_again(open_state: Opener, 
 
 
 def test_bad_rows_stand_in_the_side_file_once_and_in_order(open_state: Opener, folder: Path) -> None:
-    side_file = folder.with_name("out.bad-rows.jsonl")
+    side_file = folder / "bad-rows.jsonl"
     with closing(open_state()) as state:
         state.commit(record(0, 1, bad_rows=1), [bad(12, id="twelve")])
         assert len(side_file.read_text().splitlines()) == 1  # also while it runs
@@ -133,19 +143,20 @@ def test_bad_rows_stand_in_the_side_file_once_and_in_order(open_state: Opener, f
 
 
 def test_without_bad_rows_there_is_no_side_file(open_state: Opener, folder: Path) -> None:
-    side_file = folder.with_name("out.bad-rows.jsonl")
-    side_file.write_text("of a backfill that is gone\n")
+    side_file = folder / "bad-rows.jsonl"
     with closing(open_state()) as state:
+        side_file.write_text("of a backfill that is gone\n")
         state.commit(record(0, 0))
         state.write_side_file()
     assert not side_file.exists()
 
 
-def test_the_side_file_is_in_the_folder_where_no_other_place_is_named(folder: Path) -> None:
-    with closing(State(folder, {})) as state:
+def test_the_side_file_lies_beside_a_local_output(folder: Path, tmp_path: Path) -> None:
+    with closing(State(folder, MANIFEST, output_of(OutputOptions(str(tmp_path / "x.parquet"))))) as state:
         state.commit(record(0, 0, bad_rows=1), [bad(3)])
-        assert state.bad_rows_path == folder / "bad-rows.jsonl"
-        assert state.bad_rows_path.exists()
+    assert (tmp_path / "x.parquet.bad-rows.jsonl").exists()
+    with closing(State(tmp_path / "s", MANIFEST, output_of(OutputOptions("memory://bucket/x")))) as state:
+        assert state.bad_rows_path == tmp_path / "s" / "bad-rows.jsonl"
 
 
 def test_drafts_of_the_dead_go_and_those_of_the_living_stay(open_state: Opener, folder: Path) -> None:

@@ -26,7 +26,6 @@ from .sink import OutputSchema
 from .sinks import open_sink
 from .source import Source
 from .sources import open_source
-from .sources import open_source
 from .state import State
 from .survey import Survey, finished, survey
 from .tokenizing import Tokenizing

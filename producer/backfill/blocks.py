@@ -64,6 +64,11 @@ class Block:
         """Memory of its texts and columns."""
         return int(self.texts.nbytes + self.carried.nbytes)
 
+    def kept(self, first: int, end: int) -> Block:
+        """The kept rows from one place to another, and nothing of those that are not kept."""
+        rows, size = self.rows[first:end], end - first
+        return Block(self.file, rows, self.texts.slice(first, size), self.carried.slice(first, size), len(rows))
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

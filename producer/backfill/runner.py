@@ -23,6 +23,7 @@ from .records import PartRecord
 from .sink import PartWriter, Sink
 from .source import ShardReader, Source
 from .state import State
+from .windows import Windows
 
 _AHEAD = 2
 """Windows that are read while others are embedded: with the one at each end, four are in memory."""
@@ -93,7 +94,7 @@ class Runner:
         self._embedding = embedding
         self._progress = progress
         self._part_rows = part_rows
-        self._window_bytes = window_bytes
+        self._windows = Windows(window_bytes)
         self._id_column = id_column
         self._reading = ThreadPoolExecutor(1, "backfill-read")
         self._writing = ThreadPoolExecutor(1, "backfill-write")
@@ -123,6 +124,7 @@ class Runner:
             parts = [record.part for record in await _on(self._reading, self._state.records) if record.rows]
             self._progress.state = "finishing the output"
             await _on(self._writing, self._sink.finish, parts)
+            await _on(self._writing, self._state.finish)
             self._progress.state = ""
         finally:
             self._reading.shutdown(wait=False, cancel_futures=True)
@@ -155,6 +157,8 @@ class Runner:
 
     def _steps(self, shards: Sequence[Shard]) -> Iterator[tuple[PartId, Window] | PartEnd]:
         for shard in shards:
+            if self._stopping:
+                return
             with self._source.open(shard) as reader:
                 chunk = total = 0
                 while not self._stopping:
@@ -173,21 +177,18 @@ class Runner:
                         break
 
     def _part(self, part: PartId, reader: ShardReader) -> Generator[tuple[PartId, Window] | PartEnd, None, int]:
-        taken = n_bytes = 0
-        blocks: list[Block] = []
+        taken = 0
         bad: list[BadRow] = []
-        for block in reader.take(self._part_rows):
-            taken += block.taken
-            bad += block.bad
-            if not len(block.rows):
-                continue
-            if blocks and n_bytes + block.n_bytes > self._window_bytes:
-                yield part, Window(tuple(blocks))
-                blocks, n_bytes = [], 0
-            blocks.append(block)
-            n_bytes += block.n_bytes
-        if blocks:
-            yield part, Window(tuple(blocks))
+
+        def blocks() -> Iterator[Block]:
+            nonlocal taken
+            for block in reader.take(self._part_rows):
+                taken += block.taken
+                bad.extend(block.bad)
+                yield block
+
+        for window in self._windows.of(blocks()):
+            yield part, window
         if taken:
             yield PartEnd(part, taken, tuple(bad))
         else:

@@ -1,7 +1,8 @@
 """All Redis keys, in one place.
 
 Every key of one model carries the hash tag `{model}`, so that each script and each MULTI stays in one slot of a
-Redis Cluster. The tables of models and of failures stand outside: they are written and read by single commands.
+Redis Cluster. The tables of models, of failures and of backfills stand outside: they are written and read by single
+commands.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def models(prefix: str) -> str:
 def failures(prefix: str) -> str:
     """Hash: served name -> the status key that says why a consumer could not serve it; expires with the newest."""
     return f"{prefix}:failures"
+
+
+def backfills(prefix: str) -> str:
+    """Hash: process -> JSON of `Beat`, by the backfills that run now; expires when none does."""
+    return f"{prefix}:backfills"
 
 
 @dataclass(frozen=True, slots=True)

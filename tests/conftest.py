@@ -46,7 +46,7 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ):
         for variable in [variable for variable in os.environ if variable.upper().startswith(PREFIX)]:
             patch.delenv(variable)
-        for variable in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME"):
+        for variable in ("XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
             folder = Path(name) / variable[4:7].lower()
             folder.mkdir(mode=0o700)
             patch.setenv(variable, str(folder))

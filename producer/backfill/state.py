@@ -48,17 +48,20 @@ class State:
         self._folder = folder
         self._where = f"the state folder {folder}"
         parts = folder / "parts"
+        self.beats = folder / "running"
+        """Where processes say that they run."""
         if output is not None:
             _refuse_foreign(output, folder)  # before there is a folder
         with storage(self._where):
-            parts.mkdir(parents=True, exist_ok=True)
+            for some in (parts, self.beats):
+                some.mkdir(parents=True, exist_ok=True)
             self._claims = Claims(folder / "claims")
         self._records = Records(parts)
         self._side_file = SideFile(side_file_of(folder, output), self._records, self._claims)
         try:
             with storage(self._where):
                 self.manifest = self._agreed(manifest, output)
-                for some in (folder, parts):
+                for some in (folder, parts, self.beats):
                     sweep(some)
         except BaseException:
             self._claims.close()

@@ -17,7 +17,7 @@ from embedstream.shared.jobs import LongInputs, TruncationSide
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorType
 
-from .arguments import RequestOptions
+from .arguments import MapOptions, RequestOptions
 from .client import Producer
 from .failures import InputFailure
 from .request import EmbeddedSlice, Embeddings, Options, Prepared
@@ -33,6 +33,7 @@ __all__ = [
     "JobFailed",
     "Lane",
     "LongInputs",
+    "MapOptions",
     "NotServed",
     "Options",
     "Overloaded",

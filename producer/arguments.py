@@ -51,6 +51,25 @@ class RequestOptions(TypedDict, total=False):
     task: str | None
 
 
+class MapOptions(RequestOptions, total=False):
+    """What may be asked of a map beside that; its requests go to the bulk lane unless told otherwise.
+
+    Args:
+        dimensions, prompt_name, input_type: as `Producer.embed` says.
+        ordered: whether results come in the order of the items, which they do, or as they are done.
+        most_items: that are read and not handed back yet; 16,384 unless told otherwise.
+        patience_s: how long to wait while the queue is full or nobody answers, 300 unless told otherwise; then the
+            error is raised.
+    """
+
+    dimensions: int | None
+    prompt_name: str | None
+    input_type: str | None
+    ordered: bool
+    most_items: int
+    patience_s: float
+
+
 def options_of(
     *,
     dimensions: int | None = None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,23 @@ from embedstream.shared.cards import CardCache
 from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
 from embedstream.shared.errors import InvalidInput, Misconfigured, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
+from embedstream.shared.lanes import Lane
 from embedstream.shared.logs import get_logger
 from embedstream.shared.runfile import the_only_live
 from embedstream.shared.settings import LongInputsName, Settings
 from embedstream.shared.settings_page import read_environment
 from embedstream.shared.urls import REDIS_SCHEMES, without_password
 
-from .admission import Undelivered
-from .arguments import MAX_RESULT_TTL_S, RequestOptions, listed, options_of
+from .admission import ASSUMED_DIMENSION, Undelivered, result_bytes
+from .arguments import MAX_RESULT_TTL_S, MapOptions, RequestOptions, listed, options_of
 from .arrival import end_the_forlorn
 from .assemble import split_by_input
 from .by_id import RequestsById
 from .exchange import Exchange
 from .fleet import Fleet
+from .forks import watch
+from .mapper import MOST_ITEMS, PATIENCE_S, Input, Mapper, Vector
+from .mapping import OnFailure, checked, mapped
 from .notices import Notices
 from .outcomes import counted
 from .pickup import read_id
@@ -39,6 +43,9 @@ from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared
 from .sessions import Sessions, start
 
 log = get_logger()
+
+T = TypeVar("T")
+_NOT_OPEN = "The producer is not open: use `async with Producer(...)`."
 
 
 class Producer:
@@ -96,6 +103,7 @@ class Producer:
         )
         self._by_id = RequestsById(self._redis, self.fleet, self._keys, self._notices, self._stopping)
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_inherited = False
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -122,9 +130,11 @@ class Producer:
         Raises:
             RuntimeError: it was closed before; make a new one.
         """
+        self._check_process()
         if self._stopping.is_set():
             raise RuntimeError("a producer is opened once; make a new one")
         if not self._tasks:
+            watch(self)
             await self.fleet.refresh()
             self._tasks += [
                 start(self.fleet.run(self._stopping), "fleet"),
@@ -132,12 +142,12 @@ class Producer:
             ]
             patience_s = self._settings.scale_from_zero_s
             if patience_s > 0:
-                watch = end_the_forlorn(self.fleet, self._sessions.requests, patience_s, self._stopping)
-                self._tasks.append(start(watch, "arrival"))
+                ending = end_the_forlorn(self.fleet, self._sessions.requests, patience_s, self._stopping)
+                self._tasks.append(start(ending, "arrival"))
 
     async def close(self) -> None:
         """Stop, and leave nothing behind in Redis. Requests still under way end with `Unavailable`."""
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._is_inherited:
             return
         self._stopping.set()
         loops = await self._sessions.wake()
@@ -151,6 +161,11 @@ class Producer:
         await self._by_id.join()
         await self._notices.flush()
         await self._redis.aclose()
+
+    def forked(self) -> object:
+        """Serve nobody in this process, which is the child of the one that opened it."""
+        self._is_inherited = True
+        return self
 
     async def embed(
         self,
@@ -260,6 +275,87 @@ class Producer:
                 async for piece in slices:
                     yield piece
 
+    @overload
+    def map(
+        self,
+        items: AsyncIterable[T] | Iterable[T],
+        *,
+        text: Callable[[T], Input] | None = None,
+        on_failure: Literal["raise"] = "raise",
+        **options: Unpack[MapOptions],
+    ) -> AsyncGenerator[tuple[T, NDArray[Any]], None]: ...
+
+    @overload
+    def map(
+        self,
+        items: AsyncIterable[T] | Iterable[T],
+        *,
+        text: Callable[[T], Input] | None = None,
+        on_failure: Literal["yield"],
+        **options: Unpack[MapOptions],
+    ) -> AsyncGenerator[tuple[T, Vector], None]: ...
+
+    def map(
+        self,
+        items: AsyncIterable[T] | Iterable[T],
+        *,
+        text: Callable[[T], Input] | None = None,
+        on_failure: OnFailure = "raise",
+        **options: Unpack[MapOptions],
+    ) -> AsyncGenerator[tuple[T, Any], None]:
+        """Each item with its vector, for any number of items, of which only few are in memory at a time.
+
+        The source is read as fast as it can be embedded and its reader takes the results, and no faster. What is at
+        hand goes at once, so a source that trickles waits for nothing. While the queue is full or nobody answers, it
+        waits, and sends again; each item is given once. Closing the generator calls off what is under way.
+
+        An iterable that is not asynchronous is read on the event loop: wrap one that waits for its items.
+
+        Args:
+            items: texts, arrays of token ids, or anything that `text` makes these of.
+            text: gives what is to be embedded of an item.
+            on_failure: `raise` the error of an item that cannot be embedded, or `yield` the item with an
+                `InputFailure` in place of its vector, and go on.
+            **options: as `MapOptions` says. The lane is bulk unless told otherwise.
+
+        Yields:
+            Pairs of an item and its vector, (dim,).
+
+        Raises:
+            InvalidInput, NotServed, JobFailed: an item, or all of them, cannot be embedded.
+            Overloaded, Unavailable, ResultTimeout: and patience was over.
+            StaleCard: the model was replaced, and the items are token ids.
+        """
+        checked(items, on_failure, options.get("most_items", MOST_ITEMS), options.get("patience_s", PATIENCE_S))
+        return mapped(lambda: self.mapper(**options), items, text, on_failure)
+
+    def mapper(
+        self,
+        *,
+        ordered: bool = True,
+        most_items: int = MOST_ITEMS,
+        patience_s: float = PATIENCE_S,
+        lane: Lane | str = Lane.BULK,
+        **options: Any,
+    ) -> Mapper[Any]:
+        """What a map works with, for sources that are read beside the event loop; whoever has it closes it."""
+        if not self._tasks:
+            raise Unavailable(_NOT_OPEN)
+        asked = replace(self._options(lane=lane, **options), partial=True)
+        served = self.fleet.served
+        dimension = ASSUMED_DIMENSION if served is None else served.card.recipe.size(per_token=False)
+        return Mapper(
+            self.prepare,
+            self.run,
+            asked,
+            ordered=ordered,
+            most_items=most_items,
+            # Half of it, for whatever else this process asks for.
+            most_rows=max(1, self.max_undelivered_bytes // 2 // result_bytes(asked.vectors, 1, 1, dimension)),
+            patience_s=patience_s,
+            stopping=self._stopping,
+        )
+
     async def submit(
         self,
         inputs: str | Inputs,
@@ -364,6 +460,7 @@ class Producer:
             Unavailable: nobody serves the model now.
             ResultTimeout: its time was over before it was tokenised: large requests wait for one another.
         """
+        self._check_process()
         with counted(options.lane, until_result=False):
             arrived_s = asyncio.get_running_loop().time()
             prepared = await self._prepare(inputs, options, self._timeout_s(options))
@@ -436,7 +533,15 @@ class Producer:
                 async for piece in slices:
                     yield piece
 
+    def _check_process(self) -> None:
+        if self._is_inherited:
+            raise RuntimeError(
+                "This producer was opened before the process was forked, and its connections are the other process's: "
+                "make a new one here, with `async with Producer(...)`. A SyncProducer opens itself anew."
+            )
+
     def _options(self, *, long_inputs: LongInputsName | str | None = None, **others: Any) -> Options:
+        self._check_process()
         policy = self._settings.long_inputs_policy if long_inputs is None else long_inputs
         return options_of(long_inputs=policy, **others)
 
@@ -466,8 +571,9 @@ class Producer:
 
     async def _keys(self) -> Keys:
         """The keys of the model served now."""
+        self._check_process()
         if not self._tasks:
-            raise Unavailable("The producer is not open: use `async with Producer(...)`.")
+            raise Unavailable(_NOT_OPEN)
         if self.fleet.served is not None:
             return self.fleet.served.keys
         try:

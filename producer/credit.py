@@ -1,4 +1,4 @@
-"""Credit: how much of a bulk work may be on the queue at a time.
+"""Credit: how much work of one kind may be on the queue at a time.
 
 Enough that no consumer waits for work, and no more: what is queued cannot make way for others any more, and takes
 memory. By Little's law what is under way is the rate times the time it takes, so the limit is the rate of the last

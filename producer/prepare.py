@@ -26,6 +26,7 @@ from embedstream.shared.tokenization import (
 
 from .failures import Refusals
 from .fleet import ServedModel
+from .forks import watch
 from .request import Inputs, Options, Prepared
 from .token_ids import columns, sequences
 
@@ -44,7 +45,21 @@ MAX_TEXT_BYTES = MAX_BODY_BYTES - 4
 MAX_WHOLE_CHARS = 4 * 1024 * 1024
 """Of a text that is cut or embedded in pieces, for it is tokenised whole: about a million tokens, and seconds."""
 
-_large_texts = ThreadPoolExecutor(2, "large-texts")
+
+class _LargeTexts:
+    """Two threads, of which a forked process gets its own."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(2, "large-texts")
+
+    def forked(self) -> object:
+        """Leave the threads to the process that has them."""
+        inherited, self.pool = self.pool, ThreadPoolExecutor(2, "large-texts")
+        return inherited
+
+
+_large_texts = _LargeTexts()
+watch(_large_texts)
 _MAX_OPTION = 2**31  # what a job has room for, and more than any model offers
 
 
@@ -230,7 +245,7 @@ async def _tokenize(
     elif n_chars <= AT_ONCE_CHARS:
         tokens = await asyncio.to_thread(_encode, *work)
     else:
-        tokens = await asyncio.get_running_loop().run_in_executor(_large_texts, _encode, *work)
+        tokens = await asyncio.get_running_loop().run_in_executor(_large_texts.pool, _encode, *work)
     if limit is None and not _is_chunked(options):
         refusals.take(too_long(tokens.lengths, recipe.max_length))
     elif left_out:

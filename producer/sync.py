@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from numpy.typing import NDArray
 
 from embedstream.shared.settings import Settings
 
+from .arguments import MapOptions
 from .client import Producer
+from .forks import watch
+from .loop_thread import LoopThread
+from .mapper import MOST_ITEMS, PATIENCE_S, Input, Vector
+from .mapping import OnFailure, checked, mapped_beside
 from .request import EmbeddedSlice, Inputs
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """The producer of one process, and what runs it."""
+
+    thread: LoopThread
+    producer: Producer
+
+
 class SyncProducer:
     """A `Producer` on an event loop of its own, in a thread of its own. Any thread may call it.
+
+    In a process that is forked from one that opened it, it opens itself anew at the first call: nothing is shared.
 
     Arguments, results and errors of every method are those of `Producer`.
     """
 
     def __init__(self, url: str | None = None, *, model: str | None = None, settings: Settings | None = None) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="embedstream-producer", daemon=True)
         self._arguments = (url, model, settings)
-        self._producer: Producer | None = None
+        self._running: _Running | None = None
+        self._was_opened = self._reopens = False
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         self.open()
@@ -45,88 +60,136 @@ class SyncProducer:
         Raises:
             RuntimeError: it was opened before; make a new one.
         """
-        if self._thread.ident is not None:
+        if self._was_opened:
             raise RuntimeError("a producer is opened once; make a new one")
-        self._thread.start()
-        try:
-            self._producer = self._call(self._open())
-        except BaseException:
-            self._stop()
-            raise
+        self._was_opened = True
+        self._running = self._run()
+        watch(self)
 
     def close(self) -> None:
         """Close the producer and end the thread. Calls of other threads that still wait end with an error."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            self._call(producer.close())
-            self._stop()
+        running, self._running, self._reopens = self._running, None, False
+        if running is not None:
+            try:
+                running.thread.call(running.producer.close())
+            finally:
+                running.thread.stop()
+
+    def forked(self) -> object:
+        """Open anew at the next call: this process is the child of the one that opened it."""
+        inherited, self._running = self._running, None
+        self._reopens, self._lock = inherited is not None or self._reopens, threading.Lock()
+        if inherited is not None:
+            inherited.thread.forked()
+        return inherited
 
     def embed(self, inputs: str | Inputs, **options: Any) -> NDArray[Any]:
         """One vector for each input: (inputs, dim) float32."""
-        return self._call(self._opened().embed(inputs, **options))
+        return self._call(lambda producer: producer.embed(inputs, **options))
 
     def embed_query(self, inputs: str | Inputs, **options: Any) -> NDArray[Any]:
         """One vector for each query of a search: (inputs, dim) float32."""
-        return self._call(self._opened().embed_query(inputs, **options))
+        return self._call(lambda producer: producer.embed_query(inputs, **options))
 
     def embed_document(self, inputs: str | Inputs, **options: Any) -> NDArray[Any]:
         """One vector for each text that is to be found: (inputs, dim) float32."""
-        return self._call(self._opened().embed_document(inputs, **options))
+        return self._call(lambda producer: producer.embed_document(inputs, **options))
 
     def embed_tokens(self, inputs: str | Inputs, **options: Any) -> list[NDArray[Any]]:
         """One vector for each token: for each input (tokens, dim)."""
-        return self._call(self._opened().embed_tokens(inputs, **options))
+        return self._call(lambda producer: producer.embed_tokens(inputs, **options))
 
     def stream(self, inputs: Inputs, **options: Any) -> Iterator[EmbeddedSlice]:
         """The vectors piece by piece, as they finish."""
-        slices = self._opened().stream(inputs, **options)
+        running = self._opened()
+        slices = running.producer.stream(inputs, **options)
         try:
-            while (piece := self._call(anext(slices, None))) is not None:
+            while (piece := running.thread.call(anext(slices, None))) is not None:
                 yield piece
         finally:
-            self._call(slices.aclose())
+            running.thread.call_off(slices.aclose())
+
+    @overload
+    def map(
+        self,
+        items: Iterable[T],
+        *,
+        text: Callable[[T], Input] | None = None,
+        on_failure: Literal["raise"] = "raise",
+        **options: Unpack[MapOptions],
+    ) -> Generator[tuple[T, NDArray[Any]], None, None]: ...
+
+    @overload
+    def map(
+        self,
+        items: Iterable[T],
+        *,
+        text: Callable[[T], Input] | None = None,
+        on_failure: Literal["yield"],
+        **options: Unpack[MapOptions],
+    ) -> Generator[tuple[T, Vector], None, None]: ...
+
+    def map(
+        self,
+        items: Iterable[T],
+        *,
+        text: Callable[[T], Input] | None = None,
+        on_failure: OnFailure = "raise",
+        **options: Unpack[MapOptions],
+    ) -> Generator[tuple[T, Any], None, None]:
+        """Each item with its vector, for any number of items, of which only few are in memory at a time.
+
+        The source is read in the thread that takes the results, while it asks for the next one: database cursors, ORM
+        objects and open files are touched by no other thread. So a result that is done waits while the source keeps
+        that thread waiting for an item; where that matters, use the asynchronous `Producer.map`.
+
+        Several threads may each have maps of their own at one time.
+        """
+        running = self._opened()
+        checked(items, on_failure, options.get("most_items", MOST_ITEMS), options.get("patience_s", PATIENCE_S))
+        return mapped_beside(running.thread, lambda: running.producer.mapper(**options), items, text, on_failure)
 
     def submit(self, inputs: str | Inputs, **options: Any) -> str:
         """Hand work over without waiting for it; the id of the request, once all of it is stored."""
-        return self._call(self._opened().submit(inputs, **options))
+        return self._call(lambda producer: producer.submit(inputs, **options))
 
     def result(self, request_id: str, *, timeout_s: float | None = None) -> NDArray[Any]:
         """The vectors of a submitted request: (inputs, dim)."""
-        return self._call(self._opened().result(request_id, timeout_s=timeout_s))
+        return self._call(lambda producer: producer.result(request_id, timeout_s=timeout_s))
 
     def result_tokens(self, request_id: str, *, timeout_s: float | None = None) -> list[NDArray[Any]]:
         """The vectors of a request submitted with `per_token`: for each input (tokens, dim)."""
-        return self._call(self._opened().result_tokens(request_id, timeout_s=timeout_s))
+        return self._call(lambda producer: producer.result_tokens(request_id, timeout_s=timeout_s))
 
     def cancel(self, request_id: str) -> None:
         """Give a submitted request up."""
-        self._call(self._opened().cancel(request_id))
+        self._call(lambda producer: producer.cancel(request_id))
 
-    def _opened(self) -> Producer:
-        if self._producer is None:
-            raise RuntimeError("the producer is not open: use `with SyncProducer(...)`")
-        return self._producer
+    def _call(self, work: Callable[[Producer], Coroutine[Any, Any, T]]) -> T:
+        running = self._opened()
+        return running.thread.call(work(running.producer))
+
+    def _opened(self) -> _Running:
+        running = self._running
+        if running is not None:
+            return running
+        with self._lock:  # several threads of a forked process may call at one time
+            if self._running is None:
+                if not self._reopens:
+                    raise RuntimeError("the producer is not open: use `with SyncProducer(...)`")
+                self._running = self._run()
+            return self._running
+
+    def _run(self) -> _Running:
+        thread = LoopThread()
+        try:
+            return _Running(thread, thread.call(self._open()))
+        except BaseException:
+            thread.stop()
+            raise
 
     async def _open(self) -> Producer:
         url, model, settings = self._arguments
         producer = Producer(url, model=model, settings=settings)
         await producer.open()
         return producer
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def _stop(self) -> None:
-        self._call(_end_all_tasks())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _end_all_tasks() -> None:
-    """Whoever waits for a task of this loop would wait for ever once it stops."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=1)

@@ -7,20 +7,23 @@ import os
 from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from embedstream.producer.client import Producer
 from embedstream.producer.credit import Credit
 from embedstream.producer.fleet import ServedModel
-from embedstream.shared.errors import Misconfigured, Unavailable
+from embedstream.producer.prepare import prepare
+from embedstream.shared.errors import Misconfigured, StaleCard, Unavailable
 
 from .embedding import Embedding
 from .manifest import manifest_of
+from .metadata import metadata_of
 from .options import BackfillOptions
 from .outputs import output_of
 from .plan import shards_of
+from .presence import Presence
 from .progress import Progress
+from .registry import remember
 from .runner import Runner
 from .sink import OutputSchema
 from .sinks import open_sink
@@ -67,9 +70,10 @@ async def backfill(
         stopping: when it is set, parts under way are finished and no other is begun.
 
     Raises:
-        Misconfigured: the options do not fit the input, or the state folder belongs to another backfill.
+        Misconfigured: the options do not fit the input, the state folder belongs to another backfill, or the model was
+            replaced while it ran.
+        InvalidInput, NotServed: the model does not do what is asked of it.
         Unavailable: no consumer, or no Redis, for longer than the patience allows.
-        StaleCard: the model was replaced while it ran.
     """
     source = await asyncio.to_thread(open_source, options.input)
     if found := await asyncio.to_thread(finished, options, source.files, source.schema):
@@ -78,6 +82,7 @@ async def backfill(
     counts = [shard.n_rows for shard in shards]
     progress.total_rows = None if None in counts else sum(count or 0 for count in counts)
     served = await _model(producer, options.patience_s, progress)
+    await prepare(("a",), options.vectors, served)  # what the model does not do is refused before anything is written
     schema = _output_schema(source, served, options, producer)
     part_rows = options.part_rows or max(1, min(MOST_PART_ROWS, PART_BYTES // schema.row_bytes))
     manifest = manifest_of(options, source.files, source.schema, schema.metadata, part_rows)
@@ -95,6 +100,7 @@ async def backfill(
         ) as sink,
         closing(Tokenizing(served.card, options.vectors, processes)) as tokenizing,
     ):
+        await asyncio.to_thread(remember, folder)
         records = state.records()
         progress.resumed_rows = sum(record.taken for record in records)
         progress.begin()
@@ -112,7 +118,14 @@ async def backfill(
         )
         watch = asyncio.create_task(_stop(runner, stopping))
         try:
-            await runner.run()
+            async with Presence(producer.redis, served.keys.prefix, state, progress, output.shown):
+                await runner.run()
+        except StaleCard:
+            raise Misconfigured(
+                f"`{served.card.model}` was replaced by another revision while its vectors were made, and two kinds of "
+                "vectors cannot be compared: serve the old revision again and repeat the command, or begin anew with "
+                "another OUT."
+            ) from None
         finally:
             watch.cancel()
             await asyncio.to_thread(state.write_side_file)
@@ -167,21 +180,12 @@ async def _model(producer: Producer, patience_s: float, progress: Progress) -> S
 
 
 def _output_schema(source: Source, served: ServedModel, options: BackfillOptions, producer: Producer) -> OutputSchema:
-    recipe, vectors = served.card.recipe, options.vectors.vectors
-    prompt = recipe.prompt_of(options.vectors.prompt)
-    metadata = {
-        "embedstream.version": version("embedstream"),
-        "embedstream.model": served.card.model,
-        "embedstream.revision": served.card.revision,
-        "embedstream.fingerprint": served.card.fingerprint.hex(),
-        "embedstream.compute_dtype": ",".join(sorted({said.dtype for said in producer.fleet.consumers})),
-        "embedstream.prompt": recipe.prompt_text(prompt),
-    }
+    vectors = options.vectors.vectors
     return OutputSchema(
         source.schema,
         options.output.vector_column,
-        vectors.dimensions or recipe.size(per_token=False),
+        vectors.dimensions or served.card.recipe.size(per_token=False),
         vectors.dtype.value,
-        metadata,
+        metadata_of(served.card, options.vectors, producer.fleet.consumers),
         options.input.id_column,
     )

@@ -1,0 +1,171 @@
+"""One backfill put together, against a real Valkey and a stub consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from embedstream.producer import Lane, Options, Producer, VectorType
+from embedstream.producer.backfill.backfill import Outcome, backfill, finished_already
+from embedstream.producer.backfill.options import BackfillOptions, InputOptions, OutputOptions
+from embedstream.producer.backfill.progress import Progress
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.errors import InvalidInput, Misconfigured, Unavailable
+from embedstream.shared.options import VectorOptions
+from embedstream.shared.settings import Settings
+from embedstream.shared.tokenization import TextTokenizer
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+async def producer(settings: Settings) -> AsyncIterator[Producer]:
+    async with Producer(settings=settings) as producer:
+        yield producer
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> BackfillOptions:
+    """40 rows: some equal, one without a text, one too long."""
+    texts: list[str | None] = [f"a {number % 25}" for number in range(40)]
+    texts[7], texts[30] = None, "long " * 30
+    table = pa.table({"key": [f"k{number}" for number in range(40)], "text": texts, "year": list(range(40))})
+    (tmp_path / "in").mkdir()
+    pq.write_table(table.slice(0, 13), tmp_path / "in" / "a.parquet")
+    pq.write_table(table.slice(13), tmp_path / "in" / "b.parquet")
+    return BackfillOptions(
+        InputOptions(str(tmp_path / "in"), id_column="key", carry=("year",)),
+        OutputOptions(str(tmp_path / "out")),
+        Options(lane=Lane.BULK, partial=True),
+        part_rows=10,
+    )
+
+
+Run = Callable[..., Awaitable[Outcome]]
+
+
+@pytest.fixture
+def run(producer: Producer, options: BackfillOptions) -> Run:
+    def run(given: BackfillOptions = options, progress: Progress | None = None) -> Awaitable[Outcome]:
+        return backfill(producer, given, progress or Progress(), asyncio.Event())
+
+    return run
+
+
+def expected(card: ModelCard, texts: list[str]) -> Any:
+    tokens = TextTokenizer(card.tokenizer, card.recipe).encode(texts)
+    sums = [ids.sum() % 977 for ids in np.split(tokens.ids, tokens.offsets[1:-1])]
+    return np.stack([np.arange(1, 5) * (1.0 + total) for total in sums]).astype(np.float32)
+
+
+async def test_from_files_to_parts(
+    run: Run, stub: Any, card: ModelCard, options: BackfillOptions, tmp_path: Path
+) -> None:
+    progress = Progress()
+    outcome = await run(progress=progress)
+    assert (outcome.complete, outcome.rows, outcome.bad_rows) == (True, 38, 2)
+    table = ds.dataset(tmp_path / "out").to_table()
+    good = [number for number in range(40) if number not in (7, 30)]
+    assert table.column_names == ["key", "year", "embedding"]
+    assert table.column("key").to_pylist() == [f"k{number}" for number in good]
+    vectors = table.column("embedding").combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    np.testing.assert_array_equal(vectors, expected(card, [f"a {number % 25}" for number in good]))
+    assert sum(job.n_inputs for job in stub.seen) == 25
+    told = [json.loads(line) for line in outcome.side_file.read_text().splitlines()]
+    assert [(Path(bad["file"]).name, bad["row"], bad["reason"], bad["id"]) for bad in told] == [
+        ("a.parquet", 7, "null", "k7"),
+        ("b.parquet", 17, "too_long", "k30"),
+    ]
+    assert (progress.total_rows, progress.rows, progress.bad_rows, progress.computed_texts) == (40, 40, 2, 25)
+
+
+async def test_the_output_says_what_made_it(run: Run, stub: Any, card: ModelCard, tmp_path: Path) -> None:
+    await run()
+    about = pq.read_schema(next((tmp_path / "out").glob("*.parquet"))).metadata
+    said = {key.decode().removeprefix("embedstream."): value.decode() for key, value in about.items()}
+    assert said["model"] == "m"
+    assert said["revision"] == "r"
+    assert said["fingerprint"] == card.fingerprint.hex()
+    assert (said["dtype"], said["compute_dtype"], said["prompt"]) == ("float32", "float32", "")
+    assert json.loads(said["recipe"])["pooling"] == "mean"
+
+
+async def test_again_is_done_without_anybody(run: Run, stub: Any, options: BackfillOptions) -> None:
+    first = await run()
+    stub.seen.clear()
+    assert await run() == first == finished_already(options)
+    assert stub.seen == []
+
+
+async def test_half_vectors_of_fewer_components(
+    run: Run, stub: Any, card: ModelCard, options: BackfillOptions, tmp_path: Path
+) -> None:
+    vectors = VectorOptions(dimensions=2, dtype=VectorType.FLOAT16)
+    await run(replace(options, vectors=replace(options.vectors, vectors=vectors)))
+    table = ds.dataset(tmp_path / "out").to_table()
+    assert table.schema.field("embedding").type == pa.list_(pa.float16(), 2)
+    row = table.column("embedding")[3].as_py()
+    np.testing.assert_array_equal(np.array(row, np.float16), expected(card, ["a 3"])[0, :2].astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [Options(prompt="nonsuch", partial=True), Options(adapter="nonsuch", partial=True)],
+    ids=["prompt", "adapter"],
+)
+async def test_what_the_model_does_not_do_is_refused_before_anything_is_written(
+    run: Run, stub: Any, options: BackfillOptions, tmp_path: Path, vectors: Options
+) -> None:
+    with pytest.raises(InvalidInput, match="nonsuch"):
+        await run(replace(options, vectors=vectors))
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.backfill").exists()
+
+
+async def test_it_waits_for_the_first_consumer(
+    run: Run, start_stub: Any, options: BackfillOptions, tmp_path: Path
+) -> None:
+    progress = Progress()
+    task = asyncio.ensure_future(run(progress=progress))
+    await asyncio.sleep(0.3)
+    assert progress.state.startswith("waiting: ")
+    assert not (tmp_path / "out.backfill").exists()
+    await start_stub()
+    assert (await task).complete
+
+
+async def test_patience_with_an_empty_fleet_ends(run: Run, options: BackfillOptions) -> None:
+    with pytest.raises(Unavailable):
+        await run(replace(options, patience_s=0.1))
+
+
+async def test_a_model_that_is_replaced_ends_it_and_the_old_one_goes_on(
+    run: Run, stub: Any, card: ModelCard, options: BackfillOptions, tmp_path: Path
+) -> None:
+    new = ModelCard("m", card.recipe, card.tokenizer, "r2")
+    answered = []
+
+    def replace_after_two(job: Any, parts: Any) -> Any:
+        answered.append(job)
+        if len(answered) == 2:
+            stub.card = new
+        return parts
+
+    stub.on_job = replace_after_two
+    many = replace(options, window_bytes=1)  # each row a request of its own
+    with pytest.raises(Misconfigured, match="another revision while"):
+        await run(many)
+    assert not any((tmp_path / "out").glob("*.parquet"))
+    stub.card, stub.on_job = card, lambda job, parts: parts
+    assert (await run(many)).rows == 38
+    assert ds.dataset(tmp_path / "out").count_rows() == 38

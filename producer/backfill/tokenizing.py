@@ -74,6 +74,7 @@ class Tokenizing:
             InvalidInput: what is asked of the model cannot be had, whatever the texts.
             Unavailable: processes die again and again over these texts.
         """
+        texts = pa.concat_arrays([texts])  # a slice would take along all that it is a slice of
         for _ in range(_MOST_DEATHS):
             pool = self._pool
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -87,6 +88,17 @@ async def test_texts_that_kill_are_given_up(pool: Tokenizing, monkeypatch: pytes
     monkeypatch.setattr(tokenizing, "_encode", die)
     with pytest.raises(Unavailable, match="died 3 times over the same 2 texts"):
         await pool.encode(array_of("a", "b"))
+
+
+async def test_a_slice_travels_without_the_rest(pool: Tokenizing, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    submit = pool._pool.submit
+    monkeypatch.setattr(
+        pool._pool, "submit", lambda work, texts: (sizes.append(len(pickle.dumps(texts))), submit(work, texts))[1]
+    )
+    some = await pool.encode(array_of(*["a b c d"] * 10_000).slice(5000, 100))
+    assert len(some.lengths) == 100
+    assert sizes[0] < 5000
 
 
 def die(_: Any) -> None:

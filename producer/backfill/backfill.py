@@ -13,7 +13,7 @@ from embedstream.producer.client import Producer
 from embedstream.producer.credit import Credit
 from embedstream.producer.fleet import ServedModel
 from embedstream.producer.prepare import prepare
-from embedstream.shared.errors import Misconfigured, StaleCard, Unavailable
+from embedstream.shared.errors import Misconfigured, StaleCard
 
 from .embedding import Embedding
 from .manifest import manifest_of
@@ -32,11 +32,11 @@ from .sources import open_source
 from .state import State
 from .survey import Survey, finished, survey
 from .tokenizing import Tokenizing
+from .waiting import first_model, patiently
 
 MOST_PART_ROWS = 16_384
 PART_BYTES = 64 * 1024 * 1024
 """Of the vectors of a part: what a kill costs, and what is held of each of the parts under way."""
-_PATIENT_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ async def backfill(
     shards = tuple(shards_of(source.files))
     counts = [shard.n_rows for shard in shards]
     progress.total_rows = None if None in counts else sum(count or 0 for count in counts)
-    served = await _model(producer, options.patience_s, progress)
+    served = await first_model(producer.fleet, progress, options.patience_s)
     await prepare(("a",), options.vectors, served)  # what the model does not do is refused before anything is written
     schema = _output_schema(source, served, options, producer)
     part_rows = options.part_rows or max(1, min(MOST_PART_ROWS, PART_BYTES // schema.row_bytes))
@@ -119,7 +119,7 @@ async def backfill(
         watch = asyncio.create_task(_stop(runner, stopping))
         try:
             async with Presence(producer.redis, served.keys.prefix, state, progress, output.shown):
-                await runner.run()
+                await patiently(runner.run(), producer.fleet, progress, options.patience_s)
         except StaleCard:
             raise Misconfigured(
                 f"`{served.card.model}` was replaced by another revision while its vectors were made, and two kinds of "
@@ -160,23 +160,6 @@ def _outcome(found: Survey) -> Outcome:
 async def _stop(runner: Runner, stopping: asyncio.Event) -> None:
     await stopping.wait()
     runner.stop()
-
-
-async def _model(producer: Producer, patience_s: float, progress: Progress) -> ServedModel:
-    """The model, once a consumer serves it."""
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + patience_s
-    while True:
-        try:
-            served = await producer.fleet.live()
-        except Unavailable as error:
-            if loop.time() > deadline_s:
-                raise
-            progress.state = f"waiting: {error}"
-            await asyncio.sleep(_PATIENT_POLL_S)
-        else:
-            progress.state, progress.model = "", served.card.model
-            return served
 
 
 def _output_schema(source: Source, served: ServedModel, options: BackfillOptions, producer: Producer) -> OutputSchema:

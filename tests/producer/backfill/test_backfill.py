@@ -21,6 +21,7 @@ from embedstream.producer.backfill.options import BackfillOptions, InputOptions,
 from embedstream.producer.backfill.progress import Progress
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import InvalidInput, Misconfigured, Unavailable
+from embedstream.shared.keys import Keys
 from embedstream.shared.options import VectorOptions
 from embedstream.shared.settings import Settings
 from embedstream.shared.tokenization import TextTokenizer
@@ -147,6 +148,28 @@ async def test_it_waits_for_the_first_consumer(
 async def test_patience_with_an_empty_fleet_ends(run: Run, options: BackfillOptions) -> None:
     with pytest.raises(Unavailable):
         await run(replace(options, patience_s=0.1))
+
+
+async def test_a_fleet_that_goes_away_is_waited_for_and_not_for_ever(
+    run: Run, stub_consumers: Any, redis_url: str, keys: Keys, card: ModelCard, options: BackfillOptions, tmp_path: Path
+) -> None:
+    progress = Progress()
+    async with stub_consumers(redis_url, keys) as start:
+        stub = await start(card)
+        stub.on_job = lambda job, parts: None  # it takes jobs and never answers
+        task = asyncio.ensure_future(run(replace(options, patience_s=1.0), progress))
+        while not stub.seen:
+            await asyncio.sleep(0.05)
+        assert progress.state == ""
+    with pytest.raises(Unavailable, match="No consumer of `m` is alive"):
+        await task
+    assert progress.state == "waiting: No consumer of `m` is alive."
+    async with stub_consumers(redis_url, keys) as start:
+        await start(card)
+        progress = Progress()
+        assert (await run(progress=progress)).complete
+        assert progress.state == ""
+    assert ds.dataset(tmp_path / "out").count_rows() == 38
 
 
 async def test_a_model_that_is_replaced_ends_it_and_the_old_one_goes_on(

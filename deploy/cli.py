@@ -15,6 +15,7 @@ from embedstream.shared.settings import Role, Settings
 from . import checks, dead_letters
 from .against import Against
 from .backfill import backfill
+from .jobs import jobs
 
 app = flags.new_app(
     "A streaming, queue-driven embedding server. `embedstream serve` starts everything on this machine. Flags are "
@@ -160,6 +161,7 @@ _COMMANDS: dict[Role, Callable[..., int]] = {
     Role.DOCTOR: doctor,
     Role.FETCH: fetch,
     Role.BACKFILL: backfill,
+    Role.JOBS: jobs,
 }
 for _role, _function in _COMMANDS.items():
     app.command(_role.value)(flags.command_of(_role, _function))

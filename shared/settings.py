@@ -119,9 +119,14 @@ class Settings(BaseSettings):
         "Redis or Valkey: redis://, rediss:// or unix://. Default: that of the `serve` that runs on this machine; for "
         "`serve` itself, and for a backfill that finds none, an embedded Valkey.",
         *_ALL,
+        Role.JOBS,
     )
     key_prefix: str = _setting(
-        "ek", "Beginning of all Redis keys; separates deployments in one database.", *_ALL, pattern=r"^[\w.-]{1,64}$"
+        "ek",
+        "Beginning of all Redis keys; separates deployments in one database.",
+        *_ALL,
+        Role.JOBS,
+        pattern=r"^[\w.-]{1,64}$",
     )
     data_dir: Path | None = _setting(
         None, "Folder for the embedded Valkey's append-only file; without it the queue lives in memory.", Role.SERVE

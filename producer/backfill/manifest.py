@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Self
 
 from embedstream.producer.request import Options
 from embedstream.shared.errors import Misconfigured
@@ -18,6 +16,9 @@ from embedstream.shared.urls import without_password
 
 from .options import BackfillOptions, InputOptions, OutputOptions
 from .plan import SHARD_BYTES, InputFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NAME = "manifest.json"
 VERSION = 1

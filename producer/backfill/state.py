@@ -51,7 +51,7 @@ class State:
         self.beats = folder / "running"
         """Where processes say that they run."""
         if output is not None:
-            _refuse_foreign(output, folder)  # before there is a folder
+            refuse_foreign(output, folder)  # before there is a folder
         with storage(self._where):
             for some in (parts, self.beats):
                 some.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ class State:
         with self._claims.alone(BEGINNING):
             if not path.exists():
                 if output is not None:
-                    _refuse_foreign(output, self._folder)
+                    refuse_foreign(output, self._folder)
                 write_whole(path, manifest.encode())
                 return manifest
         found = manifests.Manifest.decode(path.read_bytes(), path)
@@ -182,7 +182,12 @@ def lies_beside(folder: Path, output: Output) -> bool:
     return folder.absolute() == output.state_folder.absolute()
 
 
-def _refuse_foreign(output: Output, folder: Path) -> None:
+def refuse_foreign(output: Output, folder: Path) -> None:
+    """Refuse an output that holds something which no backfill of this state folder has written.
+
+    Raises:
+        Misconfigured: it does.
+    """
     # In this order: another process may be about to begin, and writes down what it does before it does anything.
     if holds_something(output) and not (folder / manifests.NAME).exists():
         raise Misconfigured(

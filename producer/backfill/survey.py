@@ -19,7 +19,7 @@ from .options import BackfillOptions
 from .outputs import output_of
 from .plan import InputFile, shards_of
 from .records import Records
-from .state import COMPLETE, lies_beside, side_file_of
+from .state import COMPLETE, lies_beside, refuse_foreign, side_file_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,7 @@ def finished(
     folder = options.state or output.state_folder
     found = survey(folder)
     if found is None:
+        refuse_foreign(output, folder)  # now, and not when a model has been loaded
         return None
     asked = manifest_of(options, files, carried)
     model = found.manifest.model.get("embedstream.model", "")

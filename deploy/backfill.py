@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -87,6 +89,14 @@ def backfill(
         str | None, typer.Option(help="What the texts are, query or document: the model's prompt and adapter for them.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="Adapter of the model. Default: that of the input type.")] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for what is remembered, to go on. Default: OUT.backfill; for databases and object stores in "
+            "the working folder.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Progress as one JSON object a line on stdout, in place of words on stderr.")
     ] = False,
@@ -126,6 +136,8 @@ def backfill(
         settings.credit_s,
         settings.patience_s,
         settings.tokenizer_processes,
+        command=("embedstream", *sys.argv[1:]),
+        state=state,
     )
     return run(settings, options, as_json=as_json)
 

@@ -12,12 +12,14 @@ import sys
 from contextlib import closing
 from dataclasses import replace
 
-from embedstream.producer.backfill.backfill import Outcome
+from embedstream.producer.backfill.backfill import Outcome, finished_already
 from embedstream.producer.backfill.options import BackfillOptions
+from embedstream.producer.backfill.outputs import output_of
 from embedstream.producer.backfill.progress import Progress
 from embedstream.shared import exits, logs, runfile
 from embedstream.shared.errors import EmbedstreamError
 from embedstream.shared.settings import LogLevel, Role, Settings, flag_of, roles_of
+from embedstream.shared.urls import without_secrets
 
 from .backfill_events import Events
 from .backfill_view import Bar, Lines, View
@@ -51,6 +53,8 @@ def run(settings: Settings, options: BackfillOptions, *, as_json: bool = False, 
         one = _Run(signals, view, progress)
         try:
             if own:
+                if found := _finished_already(options, settings):
+                    return one.ended(found)
                 return one.with_fleet(OwnFleet(settings, signals, command), options)
             _tell_unused(settings)
             return one.alone(runfile.connected(settings), options)
@@ -78,7 +82,14 @@ class _Run:
 
     def alone(self, settings: Settings, options: BackfillOptions, fleet: OwnFleet | None = None) -> int:
         """Do the work; the exit code."""
-        outcome = self._watched(Work(settings, options, self._progress), fleet)
+        return self.ended(self._watched(Work(settings, options, self._progress), fleet))
+
+    def ended(self, outcome: Outcome | None) -> int:
+        """Say how it ended; the exit code.
+
+        Args:
+            outcome: None when it was cancelled.
+        """
         if outcome is not None and outcome.complete:
             self._view.finished(outcome)
             return os.EX_DATAERR if outcome.bad_rows else exits.OK
@@ -115,11 +126,16 @@ class _Run:
 
 
 def _view(progress: Progress, options: BackfillOptions, loading: str, *, as_json: bool) -> View:
+    output = output_of(options.output).shown
     if as_json:
-        return Events(progress, options.input.path, options.output.path)
-    if sys.stderr.isatty():
-        return Bar(progress, options.output.path, loading)
-    return Lines(progress, options.output.path, loading)
+        return Events(progress, without_secrets(options.input.path), output)
+    return Bar(progress, output, loading) if sys.stderr.isatty() else Lines(progress, output, loading)
+
+
+def _finished_already(options: BackfillOptions, settings: Settings) -> Outcome | None:
+    """All that is asked for, if it is done: then no model need be loaded to say so."""
+    state = options.state or output_of(options.output).state_folder
+    return finished_already(options, settings.served_names) if state.exists() else None
 
 
 def _tell_unused(settings: Settings) -> None:

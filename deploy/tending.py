@@ -149,7 +149,10 @@ class Tending:
             self._signals.wait(left_s)
         for child in children:
             if child.kill():
-                log.warning("process.killed", process=child.name, reason="it did not stop in time")
+                reason, tell = "it did not stop in time", log.warning
+                if self._signals.urgent:
+                    reason, tell = "asked to stop at once", log.info
+                tell("process.killed", process=child.name, reason=reason)
 
 
 def _start_again(child: Child) -> None:

@@ -9,7 +9,7 @@
 | 69 | something needed is not there: no running server, no consumer, a port or data folder in use, no Valkey |
 | 70 | anything else went wrong, such as a job that was given up |
 | 75 | the queue is full, or the result did not come in time; try again |
-| 78 | the configuration cannot work: a model that does not load, a package missing, an input changed; restarting is no help |
+| 78 | the configuration cannot work: no such model, a package missing, an input changed; restarting is no help |
 | 130, 143 | stopped by Ctrl-C or SIGTERM before the end; `backfill`: the same command goes on |
 """
 

@@ -139,7 +139,11 @@ class State:
             self._side_file.write()
 
     def finish(self) -> None:
-        """Remember that every part is committed and the output whole."""
+        """Remember that every part is committed and the output whole; the side file is up to date by then.
+
+        Whoever finds that remembered does nothing any more: a side file that is behind would stay so.
+        """
+        self.write_side_file()
         ended = {"ended": datetime.now(UTC).isoformat(timespec="seconds")}
         with storage(self._where):
             write_whole(self._folder / COMPLETE, json.dumps(ended).encode())

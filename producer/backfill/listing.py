@@ -81,7 +81,7 @@ def list_files(path: str, format_name: str | None) -> Listing:
             if wanted is InputFormat.DATASET:
                 raise Misconfigured(f"{shown} has no state.json: it is no folder that `save_to_disk` wrote.")
             base, keys = key, storage.walk(key)
-        elif glob.has_magic(key):
+        elif glob.has_magic(key.partition("?")[0] if "://" in key else key):  # an address may have a query
             base, keys = _plain_start(key), storage.glob(key)
         else:
             raise Misconfigured(f"There is no {shown}.")

@@ -15,6 +15,7 @@ from .blocks import Block
 from .csv_reader import CsvFormat
 from .input_formats import InputFormat
 from .jsonl_reader import JsonlFormat
+from .lines import lines_per_byte
 from .listing import Place, list_files, partition_schema
 from .options import InputOptions
 from .parquet_reader import ParquetFormat
@@ -26,6 +27,7 @@ from .text_reader import TextFormat
 
 _LOOKING = 16
 """Threads that look at files: most of it is waiting for a disk or a network."""
+_SAMPLED_FILES = 4
 _FORMATS: Mapping[InputFormat, FileFormat] = {
     InputFormat.PARQUET: ParquetFormat(),
     InputFormat.JSONL: JsonlFormat(),
@@ -91,6 +93,25 @@ class FileSource:
     def n_bytes(self) -> int:
         """Of all files."""
         return sum(file.size_bytes for file in self.files)
+
+    def estimated_rows(self) -> int | None:
+        """How many rows there are: exact where the files tell it, else by how some of them begin. It blocks.
+
+        None where nothing tells: streams of Arrow behind a URL.
+
+        Raises:
+            Misconfigured: a file is gone or damaged.
+            Unavailable: a storage behind a URL has trouble.
+        """
+        known = sum(file.n_rows or 0 for file in self.files)
+        others = [file for file in self.files if file.n_rows is None]
+        if not others:
+            return known
+        if isinstance(self._format, ArrowFormat):
+            return None
+        some = others[:: max(1, len(others) // _SAMPLED_FILES)][:_SAMPLED_FILES]
+        rate = lines_per_byte([self._places[file.path] for file in some])
+        return known + round(rate * sum(file.size_bytes for file in others))
 
     @contextmanager
     def open(self, shard: Shard) -> Iterator[FilesReader]:

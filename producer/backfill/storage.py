@@ -54,7 +54,7 @@ class Storage(Protocol):
         ...
 
     def glob(self, pattern: str) -> Sequence[str]:
-        """All files that a pattern fits, in any order."""
+        """All files that a pattern fits, and those in folders that it fits, in any order."""
         ...
 
     def look(self, key: str) -> tuple[int, str]:
@@ -95,7 +95,10 @@ class LocalStorage:
 
     def glob(self, pattern: str) -> Sequence[str]:
         """`**` stands for any number of folders."""
-        return [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]  # noqa: PTH207, PTH112
+        found: set[str] = set()
+        for path in glob.glob(pattern, recursive=True):  # noqa: PTH207 # a pattern is no path
+            found.update(self.walk(path) if self.is_folder(path) else [path])
+        return list(found)
 
     def look(self, key: str) -> tuple[int, str]:
         """The time of the last change, in nanoseconds."""
@@ -148,11 +151,18 @@ class RemoteStorage:
 
     def is_file(self, key: str) -> bool:
         """Whether the storage knows it as one."""
-        return bool(_remote(self._files.isfile, key))
+        return self._kind(key) == "file"
 
     def is_folder(self, key: str) -> bool:
         """Whether the storage has files below it."""
-        return bool(_remote(self._files.isdir, key))
+        return self._kind(key) == "directory"
+
+    def _kind(self, key: str) -> str | None:
+        # `isfile` and `isdir` of fsspec take a server that does not answer for one without such a file.
+        try:
+            return str(_remote(self._files.info, key)["type"])
+        except FileNotFoundError:
+            return None
 
     def walk(self, key: str) -> Sequence[str]:
         """All objects below."""
@@ -160,8 +170,10 @@ class RemoteStorage:
 
     def glob(self, pattern: str) -> Sequence[str]:
         """As fsspec understands patterns."""
-        found = _remote(self._files.glob, pattern, detail=True)
-        return [str(path) for path, about in found.items() if about.get("type") != "directory"]
+        found: set[str] = set()
+        for path, about in _remote(self._files.glob, pattern, detail=True).items():
+            found.update(self.walk(path) if about.get("type") == "directory" else [str(path)])
+        return list(found)
 
     def look(self, key: str) -> tuple[int, str]:
         """The entity tag, or a time.
@@ -266,7 +278,7 @@ def _at(row: Callable[[], int] | None) -> str:
     return "" if row is None else f", at row {row()}"
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     lines = without_secrets(str(error)).splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 
@@ -274,7 +286,13 @@ def _short(error: Exception) -> str:
 def _remote(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     try:
         return call(*arguments, **options)
-    except (FileNotFoundError, PermissionError):
+    except FileNotFoundError as error:
+        # Of a web server that does not answer, fsspec says the same as of one that has no such file.
+        cause = error.__cause__
+        if type(cause).__module__.startswith("aiohttp") and getattr(cause, "status", 0) not in (404, 410):
+            raise RemoteTroubleError(_short(cause or error)) from None
+        raise
+    except PermissionError:
         raise
     except Exception as error:  # noqa: BLE001 # each storage has its own errors, and they hold whole URLs
         raise RemoteTroubleError(_short(error)) from None

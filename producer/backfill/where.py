@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -45,12 +46,15 @@ class Condition:
         while self._row in {name.lower() for name in columns.names}:
             self._row += "_"
         self.columns = self._used(columns)
-        some = pa.schema([field for field in columns if field.name in self.columns])
+        none = pa.RecordBatch.from_pylist([], schema=pa.schema([f for f in columns if f.name in self.columns]))
         try:
-            self._places(pa.RecordBatch.from_pylist([], schema=some))
+            self._places(none)
+            kind = self._type(none)
         except (duckdb.Error, pa.ArrowException) as error:
             known = ", ".join(columns.names)
             raise Misconfigured(f"--where cannot be used: {error}. The columns are {known}.") from error
+        if kind not in ("BOOLEAN", '"NULL"'):
+            raise Misconfigured(f"--where is a value of type {kind}, and no condition: compare it with something.")
 
     def holds(self, batch: pa.RecordBatch, rows: str) -> NDArray[np.bool_]:
         """(rows,) of which rows it is true; it is not where it is null.
@@ -74,13 +78,21 @@ class Condition:
         return held
 
     def _places(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
+        with self._table_of(batch):
+            found = self._db.execute(f"SELECT {self._row} FROM {_ROWS} WHERE (\n{self._sql}\n)").fetchnumpy()  # noqa: S608 # the user's own words
+        return np.asarray(found[self._row], np.int64)
+
+    def _type(self, batch: pa.RecordBatch) -> str:
+        with self._table_of(batch):
+            return str(self._db.execute(f"DESCRIBE SELECT (\n{self._sql}\n) FROM {_ROWS}").fetchall()[0][1])  # noqa: S608
+
+    @contextmanager
+    def _table_of(self, batch: pa.RecordBatch) -> Iterator[None]:
         names = [name for name in batch.schema.names if name in self.columns]
         arrays = [pa.array(np.arange(batch.num_rows)), *(batch.column(name) for name in names)]
-        numbered = pa.RecordBatch.from_arrays(arrays, [self._row, *names])
-        self._db.register(_ROWS, numbered)
+        self._db.register(_ROWS, pa.RecordBatch.from_arrays(arrays, [self._row, *names]))
         try:
-            found = self._db.execute(f"SELECT {self._row} FROM {_ROWS} WHERE (\n{self._sql}\n)").fetchnumpy()  # noqa: S608 # the user's own words
-            return np.asarray(found[self._row], np.int64)
+            yield
         finally:
             self._db.unregister(_ROWS)
 

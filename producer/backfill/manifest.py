@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "manifest.json"
 VERSION = 1
+_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:sig|signature|token|secret|key|credential)[^=&]*=)[^&#]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +136,26 @@ def manifest_of(
         part_rows: rows of the input in a part, where that is chosen.
     """
     return Manifest(
-        replace(options.input, path=without_password(options.input.path)),
+        replace(options.input, path=_without_secrets(options.input.path)),
         tuple(files),
         replace(options.output, path=_lasting(options.output.path)),
         VectorChoices.of(options.vectors),
         tuple((column.name, str(column.type)) for column in carried),
         dict(model or {}),
         part_rows,
-        command=tuple(map(without_password, options.command)),
+        command=tuple(map(_without_secrets, options.command)),
     )
+
+
+def _without_secrets(text: str) -> str:
+    """Less passwords, and what else lets somebody in who finds it in the query of a URL."""
+    return _SECRET_PARAMETER.sub(r"\1***", without_password(text)) if "://" in text else text
 
 
 def _lasting(path: str) -> str:
     """OUT, whatever the working folder is, and without a password."""
     if "://" in path:
-        return without_password(path)
+        return _without_secrets(path)
     return str(Path(path).absolute()) + ("/" if path.endswith("/") else "")
 
 

@@ -11,6 +11,7 @@ from typing import Self
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from embedstream.shared.connections import pause
 from embedstream.shared.errors import EmbedstreamError
 from embedstream.shared.keys import backfills
 from embedstream.shared.logs import get_logger
@@ -48,6 +49,8 @@ class Presence:
         self._process = own_identity()
         self._mark = f"{host_name()}-{self._process.pid}-{self._process.started}"
         self._path = state.beats / f"{self._mark}.json"
+        self._stopping = asyncio.Event()
+        self._is_heard = False
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -57,23 +60,26 @@ class Presence:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stopping.set()  # not by cancelling: what a thread writes then would come after what is removed here
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        with suppress(RedisError, OSError):  # it is out of date in a moment anyway
-            await self._redis.hdel(self._key, self._mark)
+            await self._task
+        if self._is_heard:
+            with suppress(RedisError, OSError):  # it is out of date in a moment anyway
+                await self._redis.hdel(self._key, self._mark)
         with suppress(OSError):
             await asyncio.to_thread(self._path.unlink, missing_ok=True)
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             try:
                 beat = await asyncio.to_thread(self._beat)
                 await asyncio.to_thread(_replace, self._path, beat.encode())
                 await self._say(beat)
+                self._is_heard = True
             except (RedisError, OSError, EmbedstreamError) as error:  # who works meets the same, and says it
+                self._is_heard = False
                 log.debug("backfill.presence", error=type(error).__name__)
-            await asyncio.sleep(self._every_s)
+            await pause(self._every_s, self._stopping)
 
     def _beat(self) -> Beat:
         records = self._state.records()

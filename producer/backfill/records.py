@@ -160,9 +160,14 @@ class Records:
                 self._ends[int(found[1])] = end
         else:
             part = PartId(int(found[1]), int(found[2]))
-            record = self._load(name, lambda fields: PartRecord(part, **fields))
+            record = self._load(name, lambda fields: self._whole(PartRecord(part, **fields)))
             if record is not None:
                 self._keep(record)
+
+    def _whole(self, record: PartRecord) -> PartRecord:
+        if record.bad_rows and not self.bad_rows_of(record.part).exists():
+            raise ValueError("its bad rows are gone")
+        return record
 
     def _load(self, name: str, make: Callable[[Mapping[str, int]], T]) -> T | None:
         try:

@@ -157,6 +157,7 @@ class State:
         path = self._folder / manifests.NAME
         with self._claims.alone(BEGINNING):
             if not path.exists():
+                self._refuse_leftovers(path)
                 if output is not None:
                     refuse_foreign(output, self._folder)
                 write_whole(path, manifest.encode())
@@ -166,6 +167,13 @@ class State:
         if output is not None:
             self._refuse_lost(output)
         return found
+
+    def _refuse_leftovers(self, path: Path) -> None:
+        if self._records.all() or self.is_complete:
+            raise Misconfigured(
+                f"{path} is gone, and without it nobody knows what the other files there belong to: bring it back from "
+                f"a copy, or remove {self._folder} and the output, to begin anew."
+            )
 
     def _refuse_lost(self, output: Output) -> None:
         has_parts = output.kind is Kind.FOLDER and any(record.rows for record in self._records.all())

@@ -27,7 +27,7 @@ from embedstream.producer.backfill.state import State
 from embedstream.producer.backfill.survey import survey
 from embedstream.producer.request import Options
 
-SHARDS, CHUNKS, ROWS = 6, 100, 3
+SHARDS, CHUNKS, ROWS = 5, 60, 3
 AT_ONCE = 2
 side_file.LEAST_BETWEEN_S = 0.0
 side_file.MOST_OF_THE_TIME = 1.0

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from embedstream.producer.backfill.blocks import BadReason, BadRow
 from embedstream.producer.backfill.manifest import Manifest, manifest_of
 from embedstream.producer.backfill.options import BackfillOptions, InputOptions, OutputOptions
 from embedstream.producer.backfill.outputs import output_of
@@ -29,6 +30,7 @@ FILES = (
     InputFile("/in/a.parquet", 10_000_000, "1732104000123456789", "aa", 100),
     InputFile("/in/b.parquet", 5, '"etag"', "bb", 20),
 )
+BAD = (BadRow("/in/a.parquet", 3, BadReason.NULL, "The text is null."),)
 MODEL = {
     "embedstream.version": "0.1.0",
     "embedstream.model": "m",
@@ -87,11 +89,15 @@ def test_it_reads_back_as_it_was_written(options: BackfillOptions, tmp_path: Pat
 def test_passwords_are_left_out(options: BackfillOptions) -> None:
     asked = replace(
         options,
-        input=InputOptions("s3://user:secret@bucket/in"),
+        input=InputOptions("https://bucket/in?X-Amz-Signature=secret&versionId=1"),
         output=OutputOptions("postgresql://user:secret@host/db?table=t&password=secret"),
-        command=("embedstream", "backfill", "--redis-url=redis://:secret@queue"),
+        command=("embedstream", "backfill", "--redis-url=redis://:secret@queue", "--where", "a=1&key=2"),
     )
-    assert b"secret" not in manifest_of(asked, FILES, COLUMNS).encode()
+    made = manifest_of(asked, FILES, COLUMNS)
+    assert b"secret" not in made.encode()
+    assert made.input.path == "https://bucket/in?X-Amz-Signature=***&versionId=1"
+    assert made.command[2:] == ("--redis-url=redis://:***@queue", "--where", "a=1&key=2")
+    assert output_of(made.output).name == "t"
 
 
 def test_the_same_again_goes_on_with_what_was_begun(begin: Make) -> None:
@@ -203,6 +209,14 @@ def test_a_damaged_manifest_is_named(begun: Make, options: BackfillOptions, cont
         begun()
 
 
+def test_a_manifest_that_is_gone_is_missed(begun: Make, options: BackfillOptions) -> None:
+    with closing(begun()) as state:
+        state.commit(PartRecord(PartId(0, 0), 10, 0, 0, 0))
+    (output_of(options.output).state_folder / "manifest.json").unlink()
+    with pytest.raises(Misconfigured, match=r"manifest\.json is gone, .*: bring it back from a copy, or remove"):
+        begun()
+
+
 def test_a_newer_manifest_is_refused(begun: Make, options: BackfillOptions) -> None:
     path = output_of(options.output).state_folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2, "novelty": 1}))
@@ -293,7 +307,7 @@ def test_a_survey_tells_how_far_it_is(begin: Make, options: BackfillOptions) -> 
     folder = output_of(options.output).state_folder
     assert survey(folder) is None
     with closing(begin((FILES[0], replace(FILES[1], n_rows=None)))) as state:
-        state.commit(PartRecord(PartId(0, 0), 10, 8, 1, 1, 1))
+        state.commit(PartRecord(PartId(0, 0), 10, 8, 1, 1, 1), BAD)
         told = survey(folder)
         assert told is not None
         assert (told.taken, told.total, told.rows, told.bad_rows, told.is_complete) == (10, None, 8, 1, False)
@@ -311,7 +325,7 @@ def test_a_survey_tells_how_far_it_is(begin: Make, options: BackfillOptions) -> 
 def test_what_is_finished_is_told_without_a_model(begin: Make, options: BackfillOptions) -> None:
     assert finished(options, FILES, COLUMNS) is None
     with closing(begin()) as state:
-        state.commit(PartRecord(PartId(0, 0), 120, 119, 1, 1, 1))
+        state.commit(PartRecord(PartId(0, 0), 120, 119, 1, 1, 1), BAD)
         assert finished(options, FILES, COLUMNS) is None
         state.finish()
     out = Path(options.output.path)

@@ -115,12 +115,17 @@ def test_a_damaged_record_means_that_the_part_is_made_again(open_state: Opener, 
         state.commit(record(0, 0))
         state.commit(record(0, 1))
         state.shard_ended(0, 2, 20)
+        state.commit(record(1, 0, bad_rows=1), [bad(3)])
+        state.shard_ended(1, 1, 10)
     (folder / "parts" / "00000-000001.json").write_bytes(b"")
+    (folder / "parts" / "00001-000000.bad.jsonl").unlink()
     with closing(open_state()) as state:
-        assert state.missing(1) == (0,)
+        state.write_side_file()
+        assert state.missing(2) == (0, 1)
         assert not state.is_committed(PartId(0, 1))
         state.commit(record(0, 1))
-        assert state.missing(1) == ()
+        state.commit(record(1, 0, bad_rows=1), [bad(3)])
+        assert state.missing(2) == ()
 
 
 def test_bad_rows_stand_in_the_side_file_once_and_in_order(open_state: Opener, folder: Path) -> None:

@@ -51,6 +51,10 @@ def open_sink(options: OutputOptions, schema: OutputSchema, staging: Path) -> Si
         raise Misconfigured(f"A column `{schema.vector_column}` is carried: give the vectors another name.")
     schema = replace(schema, carried=_plain(schema.carried))
     folder = Staging(staging)
+    if output.kind is Kind.PGVECTOR:
+        return _pgvector(output, schema, folder)
+    if output.kind is Kind.QDRANT:
+        return _qdrant(output, schema, folder)
     form = _FORMATS[output.format]
     if output.kind is Kind.FOLDER:
         return FolderSink(_place(output, output.location), form, schema, folder, output.shown)
@@ -71,3 +75,25 @@ def _plain(carried: pa.Schema) -> pa.Schema:
     """Without dictionaries, which may differ between parts: a file of Arrow has one for all of it."""
     fields = [field.with_type(field.type.value_type) if pat.is_dictionary(field.type) else field for field in carried]
     return pa.schema(fields, carried.metadata)
+
+
+def _pgvector(output: Output, schema: OutputSchema, staging: Staging) -> Sink:
+    try:
+        from .pgvector_sink import PgvectorSink
+    except ImportError as error:
+        raise _needs("pgvector", error) from None
+    return PgvectorSink(output, schema, staging)
+
+
+def _qdrant(output: Output, schema: OutputSchema, staging: Staging) -> Sink:
+    try:
+        from .qdrant_sink import QdrantSink
+    except ImportError as error:
+        raise _needs("qdrant", error) from None
+    return QdrantSink(output, schema, staging)
+
+
+def _needs(extra: str, error: ImportError) -> Misconfigured:
+    return Misconfigured(
+        f"This output needs packages that are not installed ({error}): pip install 'embedstream[{extra}]'"
+    )

@@ -152,6 +152,12 @@ async def test_texts_that_fail_leave_the_others_their_vectors(make: Maker, stub:
     assert set(again.failures) == {2, 3, 5}
 
 
+async def test_failures_keep_their_places_over_slices(make: Maker, stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("embedstream.producer.backfill.embedding.SLICE_TEXTS", 2)
+    result = await make().embed(texts_of("a", "b", "c", "long " * 20, "d"))
+    assert list(result.failures) == [3]
+
+
 async def test_failures_are_shared_like_vectors(make: Maker, stub: Any) -> None:
     embedding = make()
     await embedding.embed(texts_of("a", "long " * 20))
@@ -210,7 +216,7 @@ async def test_no_more_than_the_credit_is_on_the_queue(make: Maker, stub: Any, p
     stub.paused.clear()
     embedding = make()
     embedding._credit = Credit(2.0, REQUEST_TEXTS)
-    task = asyncio.create_task(embedding.embed(texts_of(*(f"a {number}" for number in range(4 * REQUEST_TEXTS)))))
+    task = asyncio.create_task(embedding.embed(texts_of(*(f"a {number}" for number in range(12 * REQUEST_TEXTS)))))
     for _ in range(100):
         await asyncio.sleep(0.02)
         waiting = sum([await producer.redis.xlen(stub.keys.lane(lane)) for lane in LANES])
@@ -221,4 +227,4 @@ async def test_no_more_than_the_credit_is_on_the_queue(make: Maker, stub: Any, p
     assert 0 < waiting <= REQUEST_TEXTS // 64 + 16  # jobs of 64 rows, and what the stub reads at once
     stub.paused.set()
     await task
-    assert rows_seen(stub) == 4 * REQUEST_TEXTS
+    assert rows_seen(stub) == 12 * REQUEST_TEXTS

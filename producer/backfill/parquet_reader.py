@@ -12,7 +12,8 @@ from .listing import Place
 from .reading import BLOCK_BYTES, BLOCK_ROWS, Rows, conformed, plain_types, slices
 
 _BUFFER_BYTES = 1024 * 1024
-"""Of each column while it is read: without it, whole column chunks of a row group are held."""
+_REMOTE_BUFFER_BYTES = 8 * 1024 * 1024
+"""Of each column while it is read: without them, whole column chunks of a row group are held. Each is one request."""
 
 
 class ParquetFormat:
@@ -33,7 +34,10 @@ class ParquetReader:
 
     def __init__(self, place: Place, columns: pa.Schema) -> None:
         self._file = place.storage.arrow(place.key)
-        self._parquet = pq.ParquetFile(self._file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        local = isinstance(self._file, pa.OSFile)
+        self._parquet = pq.ParquetFile(
+            self._file, buffer_size=_BUFFER_BYTES if local else _REMOTE_BUFFER_BYTES, pre_buffer=False
+        )
         self._columns = columns
         about = self._parquet.metadata
         sizes = [about.row_group(group).num_rows for group in range(about.num_row_groups)]

@@ -188,9 +188,13 @@ class RemoteStorage:
 
     def ends(self, key: str, size_bytes: int) -> bytes:
         """Both ends."""
-        head = _remote(self._files.cat_file, key, start=0, end=min(END_BYTES, size_bytes)) if size_bytes else b""
-        tail_at = max(0, size_bytes - END_BYTES)
-        return bytes(head) + (bytes(_remote(self._files.cat_file, key, start=tail_at, end=size_bytes)) if head else b"")
+        with io.BufferedReader(self._exactly(key), END_BYTES) as file:
+            head = file.read(END_BYTES)
+            try:
+                file.seek(max(0, size_bytes - END_BYTES))
+            except RemoteTroubleError:  # a web server that sends only whole files
+                return head
+            return head + file.read(END_BYTES)
 
     def open(self, key: str) -> IO[bytes]:
         """A file that reads ahead."""
@@ -198,7 +202,11 @@ class RemoteStorage:
 
     def arrow(self, key: str, *, mapped: bool = False) -> pa.NativeFile:
         """Arrow's view of such a file."""
-        return pa.PythonFile(_RemoteFile(_remote(self._files.open, key, "rb")), "r")
+        return pa.PythonFile(self._exactly(key), "r")
+
+    def _exactly(self, key: str) -> _RemoteFile:
+        """A file that reads what is asked for, and nothing ahead: whoever jumps would read all of that in vain."""
+        return _RemoteFile(_remote(self._files.open, key, "rb", cache_type="none"))
 
 
 class _RemoteFile(io.RawIOBase):

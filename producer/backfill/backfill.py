@@ -128,7 +128,8 @@ async def backfill(
             ) from None
         finally:
             watch.cancel()
-            await asyncio.to_thread(state.write_side_file)
+            if not state.is_complete:  # else it is up to date, and whoever runs this again does nothing more
+                await asyncio.to_thread(state.write_side_file)
     found = await asyncio.to_thread(survey, folder)
     if found is None:
         raise Misconfigured(f"{folder} was removed while its backfill ran: begin anew.")

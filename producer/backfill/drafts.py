@@ -35,10 +35,15 @@ def draft_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{host_name()}-{me.pid}-{me.started}.tmp")
 
 
-def sweep(folder: Path) -> None:
-    """Remove the drafts of processes of this machine that have ended, and old ones of other machines."""
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove the drafts of processes of this machine that have ended, and old ones of other machines.
+
+    Args:
+        folder: where they lie.
+        name: of the file whose drafts they are; "" for all: the folder belongs to a backfill alone.
+    """
     for path in folder.iterdir():
-        if (found := _NAME.fullmatch(path.name)) and _is_left(path, found):
+        if path.name.startswith(f".{name}") and (found := _NAME.fullmatch(path.name)) and _is_left(path, found):
             path.unlink(missing_ok=True)
 
 

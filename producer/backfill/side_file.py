@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from .claims import SIDE_FILE, Claims
-from .drafts import draft_of, publish
+from .drafts import draft_of, publish, sweep
 from .records import Records
 
 LEAST_BETWEEN_S = 5.0
@@ -31,6 +31,11 @@ class SideFile:
         self._claims = claims
         self._due_s = float("-inf")
         self._lock = Lock()
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed have left of it."""
+        if self.path.parent.exists():  # a local output may be the first file there
+            sweep(self.path.parent, f"{self.path.name}.")
 
     def write_if_due(self) -> None:
         """Write it, unless that was done a moment ago."""

@@ -63,6 +63,7 @@ class State:
                 self.manifest = self._agreed(manifest, output)
                 for some in (folder, parts, self.beats):
                     sweep(some)
+                self._side_file.sweep()
         except BaseException:
             self._claims.close()
             raise

@@ -147,6 +147,17 @@ def test_bad_rows_stand_in_the_side_file_once_and_in_order(open_state: Opener, f
     }
 
 
+def test_what_a_killed_process_left_of_the_side_file_goes(tmp_path: Path) -> None:
+    output = output_of(OutputOptions(str(tmp_path / "out.parquet")))
+    dead = f"{drafts.host_name()}-999999-1.tmp"
+    left, other = tmp_path / f".out.parquet.bad-rows.jsonl.{dead}", tmp_path / f".a.jsonl.{dead}"
+    left.write_bytes(b"")
+    other.write_bytes(b"")
+    with closing(State(output.state_folder, MANIFEST, output)):
+        assert not left.exists()
+    assert other.exists()  # the folder is not ours alone
+
+
 def test_without_bad_rows_there_is_no_side_file(open_state: Opener, folder: Path) -> None:
     side_file = folder / "bad-rows.jsonl"
     with closing(open_state()) as state:

@@ -15,7 +15,7 @@ from .blocks import BadReason
 from .lines import Lines, too_long
 from .listing import Place
 from .reading import BLOCK_ROWS, Doubt, Rows, conformed
-from .storage import explained
+from .trouble import explained
 
 SAMPLE_ROWS = 1000
 """From which the types of columns are told."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from .input_formats import decompressed
 from .listing import Place
-from .storage import explained
+from .trouble import explained
 
 MOST_LINE_BYTES = 256 * 1024 * 1024
 """A longer line is not held: somebody's binary file has no line ends at all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,10 @@ from embedstream.shared.errors import Misconfigured
 from embedstream.shared.urls import without_secrets
 
 from .input_formats import InputFormat, format_of, known_extensions, named
-from .storage import Storage, explained, storage_of
+from .local_storage import LocalStorage
+from .remote_storage import RemoteStorage
+from .storage import Storage
+from .trouble import explained
 
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _NOT_DATA = ".md"
@@ -68,7 +72,7 @@ def list_files(path: str, format_name: str | None) -> Listing:
         Unavailable: a storage behind a URL has trouble.
     """
     wanted = None if format_name is None else named(format_name)
-    storage, key = storage_of(path)
+    storage, key = _storage_of(path)
     shown = without_secrets(path)
     with explained(shown):
         if storage.is_file(key):
@@ -99,6 +103,20 @@ def partition_schema(places: Sequence[Place]) -> pa.Schema:
     """The columns that the names of folders tell: int32 where all values are such numbers, else strings."""
     names = dict.fromkeys(name for place in places for name in place.partition)
     return pa.schema([pa.field(name, _value_type({place.partition.get(name) for place in places})) for name in names])
+
+
+def _storage_of(path: str) -> tuple[Storage, str]:
+    """The storage of a path or URL, and the key of that path in it.
+
+    Raises:
+        Misconfigured: nothing that is installed knows such URLs.
+    """
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    if "://" not in path:
+        return LocalStorage(), os.path.abspath(path)  # noqa: PTH100 # a pattern is no path
+    remote = RemoteStorage(path)
+    return remote, remote.key
 
 
 def _value_type(values: set[str | None]) -> pa.DataType:

@@ -29,6 +29,11 @@ class Selection:
         columns: of the input; null is the type of one that nobody can tell.
         several_files: whether rows without ids need the name of their file.
 
+    Attributes:
+        columns: what is to be read.
+        schema: of `Block.carried`.
+        required: columns that every file must have.
+
     Raises:
         Misconfigured: columns are missing, or cannot be used as they are asked for.
     """
@@ -36,30 +41,17 @@ class Selection:
     def __init__(self, options: InputOptions, columns: pa.Schema, *, several_files: bool) -> None:
         self._texts = Texts(options)
         self._id = options.id_column
-        every = [name for name in columns.names if name not in self._texts.columns]
-        carry = list(dict.fromkeys(name for asked in options.carry for name in (every if asked == "*" else [asked])))
-        self._carry = [name for name in carry if name != self._id]
-        asked = dict.fromkeys([*self._texts.columns, *([self._id] if self._id is not None else []), *self._carry])
-        _check_known(asked, columns)
+        self._carry = _carried_names(options, self._texts.columns, columns)
+        named = [] if self._id is None else [self._id]
+        _check_known([*self._texts.columns, *named, *self._carry], columns)
         self._texts.check(columns)
-        self._where = (
-            None if options.where is None else Condition(options.where, _with_texts(columns, self._texts.columns))
-        )
-        used = set(asked) | (self._where.columns if self._where else set())
-        self.columns = pa.schema([field for field in _with_texts(columns, self._texts.columns) if field.name in used])
+        plain = _with_texts(columns, self._texts.columns)
+        self._where = None if options.where is None else Condition(options.where, plain)
+        self.required = frozenset([*self._texts.columns, *named])
+        used = {*self.required, *self._carry, *(self._where.columns if self._where else ())}
+        self.columns = pa.schema([field for field in plain if field.name in used])
         _check_types(self.columns)
-        self.required = frozenset([*self._texts.columns, *([self._id] if self._id is not None else [])])
-        self._named = [ROW] if self._id is None else [self.columns.field(self._id)]
-        if self._id is None and several_files:
-            self._named = [FILE, ROW]
-        if self._id is not None and pa.types.is_nested(self._named[0].type):
-            raise Misconfigured(f"The id column `{self._id}` holds {self._named[0].type}; ids are single values.")
-        doubled = {field.name for field in self._named} & set(self._carry)
-        if doubled:
-            raise Misconfigured(
-                f"The column `{doubled.pop()}` cannot be carried: without an id column the output has its own of that "
-                "name. Name an id column, or carry others."
-            )
+        self._named = self._naming(several_files)
         self.schema = pa.schema([*self._named, *(self.columns.field(name) for name in self._carry)])
 
     def block(self, path: str, rows: Rows) -> Block:
@@ -88,6 +80,22 @@ class Selection:
             columns, texts = columns.filter(mask), texts.filter(mask)
         places = rows.places[kept]
         return Block(path, places, texts, self._carried(path, places, columns), rows.taken, bad)
+
+    def _naming(self, several_files: bool) -> list[pa.Field]:
+        """The columns that tell which row it is."""
+        if self._id is None:
+            own = [FILE, ROW] if several_files else [ROW]
+            for field in own:
+                if field.name in self._carry:
+                    raise Misconfigured(
+                        f"The column `{field.name}` cannot be carried: without an id column the output has its own of "
+                        "that name. Name an id column, or carry others."
+                    )
+            return own
+        field = self.columns.field(self._id)
+        if pa.types.is_nested(field.type):
+            raise Misconfigured(f"The id column `{self._id}` holds {field.type}; ids are single values.")
+        return [field]
 
     def _decoded(self, rows: Rows) -> tuple[pa.RecordBatch, dict[int, Doubt]]:
         doubts = dict(rows.doubts)
@@ -123,6 +131,12 @@ class Selection:
             named = [own[field.name] for field in self._named]
         arrays = [*named, *(columns.column(name) for name in self._carry)]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+
+def _carried_names(options: InputOptions, texts: tuple[str, ...], columns: pa.Schema) -> list[str]:
+    every = [name for name in columns.names if name not in texts]
+    names = dict.fromkeys(name for asked in options.carry for name in (every if asked == "*" else [asked]))
+    return [name for name in names if name != options.id_column]
 
 
 def _with_texts(columns: pa.Schema, texts: tuple[str, ...]) -> pa.Schema:

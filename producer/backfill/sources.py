@@ -22,8 +22,9 @@ from .parquet_reader import ParquetFormat
 from .plan import InputFile, Shard
 from .reading import FileFormat, FileReader, Rows, as_bytes
 from .selection import Selection
-from .storage import digest, explained
+from .storage import digest
 from .text_reader import TextFormat
+from .trouble import explained
 
 _LOOKING = 16
 """Threads that look at files: most of it is waiting for a disk or a network."""

@@ -48,15 +48,13 @@ def card() -> ModelCard:
 def vector(text: str) -> NDArray[np.float32]:
     """What a text must become."""
     ids = np.array([int(word) for word in text.split()])
-    return _vectors(ids, np.array([len(ids)]))[0]
+    row: NDArray[np.float32] = _vectors(ids, np.array([len(ids)]))[0]
+    return row
 
 
 def _vectors(ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.float32]:
     sums = np.add.reduceat(ids.astype(np.int64), offsets(lengths)[:-1])
-    vectors: NDArray[np.float32] = np.stack([lengths, sums, ids[offsets(lengths)[:-1]], sums % 7], axis=1).astype(
-        np.float32
-    )
-    return vectors
+    return np.stack([lengths, sums, ids[offsets(lengths)[:-1]], sums % 7], axis=1).astype(np.float32)
 
 
 class FakeDevice:

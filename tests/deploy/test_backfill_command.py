@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ def test_the_defaults_are_those_of_the_contract(asked: list[BackfillOptions]) ->
     assert options.vectors.lane is Lane.BULK
     assert options.vectors.truncate_prompt_tokens is None
     assert options.vectors.timeout_s is None
+    assert options.state is None
     assert options.vectors.vectors == VectorOptions()
 
 
@@ -45,6 +47,7 @@ def test_flags_become_options(asked: list[BackfillOptions]) -> None:
     flags += ["--output-format", "arrow", "--vector-column", "v", "--vector-dtype", "float16", "--dimensions", "64"]
     flags += ["--no-normalize", "--task", "retrieval", "--input-type", "document", "--long-inputs", "chunk"]
     flags += ["--part-rows", "7", "--window-bytes", "1048576", "--credit-s", "3", "--patience-s", "4"]
+    flags += ["--state", "kept", "--request-timeout-s", "9"]
     result = CliRunner().invoke(cli.app, ["backfill", "in", "out", *flags, "--tokenizer-processes", "5"])
     assert result.exit_code == 65, result.output
     (options,) = asked
@@ -57,6 +60,7 @@ def test_flags_become_options(asked: list[BackfillOptions]) -> None:
     assert (options.vectors.adapter, options.vectors.prompt) != ("", "")
     assert (options.part_rows, options.window_bytes, options.credit_s) == (7, 1_048_576, 3.0)
     assert (options.patience_s, options.tokenizer_processes) == (4.0, 5)
+    assert (options.state, options.vectors.timeout_s) == (Path("kept"), 9.0)
 
 
 def test_without_pyarrow_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

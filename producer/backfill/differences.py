@@ -59,7 +59,10 @@ def refuse_another(was: Manifest, now: Manifest, folder: Path, *, moved: bool = 
     """
     said = []
     if files := files_that_differ(was, now):
-        said.append(f"The input changed since the backfill of {folder} began ({was.began}): {_joined(files)}.")
+        began = datetime.fromisoformat(was.began)
+        said.append(
+            f"The input changed since the backfill of {folder} began on {began:%Y-%m-%d %H:%M} UTC: {_joined(files)}."
+        )
     if options := options_that_differ(was, now, output=not moved):
         said.append(f"The backfill of {folder} began with something else: {_joined(options)}.")
     if said:
@@ -103,7 +106,7 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, object]]:
     yield "--dimensions", vectors.dimensions
     yield "--normalize", vectors.normalize
     yield "--vector-dtype", vectors.dtype
-    yield "--truncate", "given" if vectors.truncate_prompt_tokens == -1 else vectors.truncate_prompt_tokens
+    yield "--truncate", vectors.truncate_prompt_tokens == -1 or vectors.truncate_prompt_tokens
     yield "--long-inputs", vectors.long_inputs
     yield "the side that is cut", vectors.truncation_side
     yield "the adding of special tokens", vectors.add_special_tokens

@@ -123,7 +123,9 @@ def test_the_same_again_goes_on_with_what_was_begun(begin: Make) -> None:
     ],
 )
 def test_a_changed_input_is_refused(begun: Make, files: tuple[InputFile, ...], said: str) -> None:
-    with pytest.raises(Misconfigured, match=rf"^The input changed since .* began .*: {said}\. To finish it, .* OUT\.$"):
+    with pytest.raises(
+        Misconfigured, match=rf"^The input changed since .* began on 2.* UTC: {said}\. To finish it, .* OUT\.$"
+    ):
         begun(files)
 
 
@@ -151,7 +153,7 @@ def test_of_many_changes_some_are_named(begin: Make) -> None:
             {"vectors": {"vectors": VectorOptions(dtype=VectorType.FLOAT16)}},
             "--vector-dtype was `float32` and is now `float16`",
         ),
-        ({"vectors": {"truncate_prompt_tokens": -1}}, "--truncate was not given and is now `given`"),
+        ({"vectors": {"truncate_prompt_tokens": -1}}, "--truncate was not given and is now true"),
         ({"vectors": {"long_inputs": LongInputs.CHUNK}}, "--long-inputs was `error` and is now `chunk`"),
         (
             {"vectors": {"prompt": "role:query"}},

@@ -96,8 +96,9 @@ class Credit:
         now = self._clock()
         self._done.append((now, n_tokens))
         self._done_tokens += n_tokens
-        while len(self._done) > 1 and self._done[0][0] < now - RATE_OVER_S:
+        # The first one only says when the others began to come; however rare they become, there is one.
+        while len(self._done) > 2 and self._done[1][0] <= now - RATE_OVER_S:
             self._done_tokens -= self._done.popleft()[1]
         over_s = now - self._done[0][0]
         if over_s > RATE_OVER_S / 2:
-            self.limit_tokens = max(FLOOR_TOKENS, int(self._done_tokens / over_s * self._seconds))
+            self.limit_tokens = max(FLOOR_TOKENS, int((self._done_tokens - self._done[0][1]) / over_s * self._seconds))

@@ -74,6 +74,16 @@ async def test_it_grows_for_a_fast_fleet_and_shrinks_for_one_that_has_become_slo
     assert credit.limit_tokens == pytest.approx(slow, rel=0.1)
 
 
+async def test_it_shrinks_when_answers_become_rare(credit: Credit, clock: Clock) -> None:
+    await answered(credit, clock, 100_000, 4)
+    async with credit.of(80_000, 1):
+        clock.now_s += 5 * RATE_OVER_S
+    assert credit.limit_tokens < 100_000
+    async with credit.of(80_000, 1):
+        clock.now_s += 4.0
+    assert credit.limit_tokens == pytest.approx(60_000, rel=0.01)  # 20,000 a second, for 3 s
+
+
 async def test_it_never_falls_below_some_batches(credit: Credit, clock: Clock) -> None:
     await answered(credit, clock, 10, 4)
     credit.refused()

@@ -77,6 +77,7 @@ class Records:
         self._parts: dict[PartId, PartRecord] = {}
         self._ends: dict[int, ShardEnd] = {}
         self._committed: Counter[int] = Counter()
+        self._names: set[str] = set()
         self._unreadable: set[str] = set()
         self._lock = Lock()
 
@@ -108,7 +109,7 @@ class Records:
         if known is None:
             write_whole(self._folder / f"{shard:05}.json", json.dumps(asdict(end)).encode())
             with self._lock:
-                self._ends[shard] = end
+                self._keep_end(shard, end)
         elif known != end:
             raise Misconfigured(
                 f"The input changed while it was read: shard {shard} had {known.taken} rows and now has {end.taken}. "
@@ -144,9 +145,8 @@ class Records:
 
     def _look(self) -> None:
         """Read what is new."""
-        known = {f"{part.name}.json" for part in self._parts} | {f"{shard:05}.json" for shard in self._ends}
         with os.scandir(self._folder) as entries:
-            new = sorted({entry.name for entry in entries} - known)
+            new = sorted({entry.name for entry in entries} - self._names)
         for name in new:
             self._read(name)
 
@@ -157,7 +157,7 @@ class Records:
         if found[2] is None:
             end = self._load(name, lambda fields: ShardEnd(**fields))
             if end is not None:
-                self._ends[int(found[1])] = end
+                self._keep_end(int(found[1]), end)
         else:
             part = PartId(int(found[1]), int(found[2]))
             record = self._load(name, lambda fields: self._whole(PartRecord(part, **fields)))
@@ -182,6 +182,11 @@ class Records:
     def _keep(self, record: PartRecord) -> None:
         self._committed[record.part.shard] += record.part not in self._parts
         self._parts[record.part] = record
+        self._names.add(f"{record.part.name}.json")
+
+    def _keep_end(self, shard: int, end: ShardEnd) -> None:
+        self._ends[shard] = end
+        self._names.add(f"{shard:05}.json")
 
 
 def _as_json(row: BadRow) -> dict[str, object]:

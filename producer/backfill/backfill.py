@@ -26,7 +26,7 @@ from .progress import Progress
 from .registry import remember
 from .runner import Runner
 from .sink import OutputSchema
-from .sinks import open_sink
+from .sinks import open_sink, refuse_clash
 from .source import Source
 from .sources import open_source
 from .state import State
@@ -76,6 +76,7 @@ async def backfill(
         Unavailable: no consumer, or no Redis, for longer than the patience allows.
     """
     source = await asyncio.to_thread(open_source, options.input)
+    refuse_clash(options.output, source.schema)  # before a state folder remembers it
     if found := await asyncio.to_thread(finished, options, source.files, source.schema):
         return _outcome(found)
     shards = tuple(shards_of(source.files))

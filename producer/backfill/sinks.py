@@ -47,8 +47,7 @@ def open_sink(options: OutputOptions, schema: OutputSchema, staging: Path) -> Si
         Unavailable: a database does not answer, or the disk is full.
     """
     output = output_of(options)
-    if schema.vector_column in schema.carried.names:
-        raise Misconfigured(f"A column `{schema.vector_column}` is carried: give the vectors another name.")
+    refuse_clash(options, schema.carried)
     schema = replace(schema, carried=_plain(schema.carried))
     folder = Staging(staging)
     if output.kind is Kind.PGVECTOR:
@@ -62,6 +61,18 @@ def open_sink(options: OutputOptions, schema: OutputSchema, staging: Path) -> Si
     names = [*(f"{stem}{extension}" for extension in form.extensions[:-1]), output.name]
     place = _place(output, output.location.removesuffix(output.name).rstrip("/") or "/")
     return SingleFileSink(place, names, form, schema, folder, output.shown)
+
+
+def refuse_clash(options: OutputOptions, carried: pa.Schema) -> None:
+    """Refuse a carried column that is named as the vectors are.
+
+    Raises:
+        Misconfigured: there is one.
+    """
+    if options.vector_column in carried.names:
+        raise Misconfigured(
+            f"A column `{options.vector_column}` is carried: give the vectors another name with --vector-column."
+        )
 
 
 def _place(output: Output, folder: str) -> Place:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from pyarrow import ipc
 
 from embedstream.producer.backfill import csv_reader, lines, reading
 from embedstream.producer.backfill.blocks import BadReason, Block
+from embedstream.producer.backfill.listing import list_files
 from embedstream.producer.backfill.options import InputOptions
 from embedstream.producer.backfill.plan import shards_of
 from embedstream.producer.backfill.sources import FileSource, FilesReader, open_source
@@ -351,6 +353,21 @@ def test_a_line_may_be_huge_and_one_that_is_too_long_is_a_bad_row(
     blocks = blocks_of(path=str(tmp_path / "a.csv"))
     assert [row["text"] for row in rows_of(blocks)] == ["one", "three"]
     assert bad_of(blocks) == [(1, BadReason.INVALID)]
+
+
+def test_a_line_that_is_too_long_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "_CHUNK_BYTES", 64 * 1024)
+    monkeypatch.setattr(lines, "MOST_LINE_BYTES", 100_000)
+    (tmp_path / "a.txt").write_text("one\n" + "x" * 20_000_000 + "\nthree\n")
+    (place,) = list_files(str(tmp_path / "a.txt"), None).places
+    reader = lines.Lines(place)
+    tracemalloc.start()
+    try:
+        assert [line for _ in range(3) for line in reader.read(1)] == [b"one", None, b"three"]
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+        reader.close()
 
 
 @pytest.mark.parametrize("name", ["rows.ndjson.gz", "rows.jsonl.zst", "rows.csv.gz"])

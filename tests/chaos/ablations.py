@@ -36,7 +36,7 @@ def no_own_pending_sweep() -> None:
         del self
         return []
 
-    _replace(Leases, "astray", astray)
+    replace_in(Leases, "astray", astray)
 
 
 def one_shot_sweep() -> None:
@@ -54,8 +54,8 @@ def one_shot_sweep() -> None:
         due_s.clear()
         return await astray(self)
 
-    _replace(LaneReader, "_recover", recover_and_note)
-    _replace(Leases, "astray", astray_once)
+    replace_in(LaneReader, "_recover", recover_and_note)
+    replace_in(Leases, "astray", astray_once)
 
 
 def dead_letter_on_delivery_count() -> None:
@@ -71,7 +71,7 @@ def dead_letter_on_delivery_count() -> None:
             await self._suspects._give_up(raw)
         await take_in(self, [replace(raw, deaths=0) for raw in raws if raw.deaths < most])
 
-    _replace(Worker, "_take_in", take_in_by_count)
+    replace_in(Worker, "_take_in", take_in_by_count)
 
 
 def pipeline_instead_of_multi() -> None:
@@ -81,12 +81,17 @@ def pipeline_instead_of_multi() -> None:
     def start_without_multi(self: Publisher, redis: Redis, *arguments: Any, **named: Any) -> None:
         start(self, redis, *arguments, **named)
         pipeline = redis.pipeline
-        _replace(redis, "pipeline", lambda transaction=True, shard_hint=None: pipeline(False, shard_hint))
+        replace_in(redis, "pipeline", lambda transaction=True, shard_hint=None: pipeline(False, shard_hint))
 
-    _replace(Publisher, "__init__", start_without_multi)
+    replace_in(Publisher, "__init__", start_without_multi)
 
 
-def _replace(where: object, name: str, by: Callable[..., Any]) -> None:
+def replace_in(where: object, name: str, by: Callable[..., Any]) -> None:
+    """Put something else in the place of a method or function.
+
+    Raises:
+        AttributeError: there is none of this name.
+    """
     if not hasattr(where, name):
         raise AttributeError(f"{where} has no {name} any more: the ablation must follow the code")
     setattr(where, name, by)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import random
@@ -27,6 +28,8 @@ from .trial import Broken
 WITHIN_S = 100.0
 """Until a backfill that nobody kills any more is complete; what is promised of it is in the benchmarks."""
 PART_ROWS = 500
+PER_KILL_ROWS = 8 * PART_ROWS
+"""A process that dies takes the parts with it that it has under way; more must not be computed again."""
 _SHOWN = 10
 
 
@@ -89,6 +92,12 @@ class Backfill:
                 raise Broken(f"no progress within {within_s:g} s")
             await asyncio.sleep(0.02)
 
+    @staticmethod
+    def parts_of(process: Process) -> int:
+        """Parts that a process has committed, as it says."""
+        told = [json.loads(line) for line in process.log_lines() if line.startswith(b"{")]
+        return max((int(line["parts"]) for line in told if line["event"] == "part"), default=0)
+
     async def until_complete(self, *processes: Process, within_s: float = WITHIN_S) -> None:
         """Wait until the processes end by themselves, with the code that the corpus deserves.
 
@@ -109,18 +118,9 @@ class Backfill:
         """Hold the output against the input.
 
         Raises:
-            Broken: a row is missing, there twice, out of order or wrong, or something is left over.
+            Broken: as `check_files` says.
         """
-        check_rows(self.corpus, *read(self.out))
-        check_bad_rows(self.corpus, self.out.with_name(f"{self.out.name}.bad-rows.jsonl"))
-        self._check_leftovers()
-
-    def _check_leftovers(self) -> None:
-        drafts = [path for folder in (self.out.parent, self.state) for path in folder.rglob("*") if _is_draft(path)]
-        if self.out.is_dir():
-            drafts += [path for path in self.out.iterdir() if not path.name.startswith("part-")]
-        if drafts:
-            raise Broken(f"{len(drafts)} files left over: {drafts[:_SHOWN]}")
+        check_files(self.corpus, self.out)
 
     async def check_processes(self, within_s: float = 10.0) -> None:
         """Check that no process of the command outlives it, however it ended.
@@ -147,8 +147,27 @@ class Backfill:
         return runs.total() - len(runs)
 
 
+def check_files(corpus: Corpus, out: Path) -> None:
+    """Hold the output and all that lies beside it against the input.
+
+    Raises:
+        Broken: a row is missing, there twice, out of order or wrong, or something is left over.
+    """
+    check_rows(corpus, *read(out))
+    check_bad_rows(corpus, out.with_name(f"{out.name}.bad-rows.jsonl"))
+    staged = out.with_name(f"{out.name}.backfill") / "staging" / "parts"
+    left = [path for path in out.parent.rglob("*.tmp") if path.is_file()]
+    left += staged.iterdir() if staged.exists() else ()
+    left += [path for path in out.iterdir() if not path.name.startswith("part-")] if out.is_dir() else ()
+    if left:
+        raise Broken(f"{len(left)} files left over: {[str(path.relative_to(out.parent)) for path in left[:_SHOWN]]}")
+
+
 def read(out: Path) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(rows,) ids and (rows, dim) vectors of an output, in its order."""
+    if out.suffix == ".gz":
+        lines = [json.loads(line) for line in gzip.decompress(out.read_bytes()).splitlines()]
+        return np.array([line["id"] for line in lines]), np.array([line["embedding"] for line in lines], np.float32)
     paths = sorted(out.glob("*.parquet")) if out.is_dir() else [out]
     table = pa.concat_tables([pq.read_table(path) for path in paths])
     column = table["embedding"].combine_chunks()
@@ -188,10 +207,6 @@ def check_bad_rows(corpus: Corpus, path: Path) -> None:
     if told != corpus.bad:
         off = [*(set(corpus.bad) ^ set(told))][:_SHOWN]
         raise Broken(f"{len(told)} bad rows told of, not {len(corpus.bad)}: {off}")
-
-
-def _is_draft(path: Path) -> bool:
-    return path.name.endswith(".tmp") or "/staging/" in str(path)
 
 
 def children(pid: int) -> list[int]:

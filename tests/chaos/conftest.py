@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from .deployment import Sites
 from .report import Report
 from .trial import Trial, new_trial
-from .trial_of_backfill import BackfillTrial, new_backfill_trial
+from .trial_of_backfill import PROPERTY, BackfillTrial, new_backfill_trial
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +45,7 @@ def site(tmp_path: Path, seed: int) -> Sites:
     return Sites(tmp_path, seed)
 
 
-_LONGEST_FIRST = ("04", "17", "10", "05", "09", "02", "14", "20", "03", "13")
+_LONGEST_FIRST = ("04", "21", "17", "10", "05", "09", "02", "25", "14", "22", "20", "03", "13")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,11 +60,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the table, and write it when that was asked for."""
+    """Print the tables, and write them when that was asked for."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
-    rows = [(report, row) for report in reports for name, row in report.user_properties if name == "chaos"]
-    table = Report([(report.nodeid, report.passed, row) for report, row in rows if report.when == "call"])
-    if not table.rows:
+
+    def rows(wanted: str) -> list[tuple[str, bool, dict[str, Any]]]:
+        called = [report for report in reports if report.when == "call"]
+        properties = [(report, name, row) for report in called for name, row in report.user_properties]
+        return [(report.nodeid, report.passed, row) for report, name, row in properties if name == wanted]
+
+    table = Report(rows("chaos"), rows(PROPERTY))
+    if not table.rows and not table.backfills:
         return
     terminalreporter.section(f"chaos, --seed {config.getoption('--seed')}")
     terminalreporter.write_line(table.text())

@@ -17,10 +17,26 @@ from numpy.typing import NDArray
 from . import toy
 
 FILES = 4
-_TOKENS = (4, 16)
 _TOO_LONG = 600
-_REPEATED, _NULL, _LONG, _TORN = 0.15, 0.02, 0.01, 0.01
-"""Shares of the rows: texts that came before, nulls, texts above the model's limit, and lines that are no JSON."""
+_NULL, _LONG, _TORN = 0.02, 0.01, 0.01
+"""Shares of the rows: nulls, texts above the model's limit, and lines that are no JSON."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an input is like.
+
+    Args:
+        suffix: `.parquet`, `.jsonl` or `.jsonl.gz`; `.jsonl*` takes turns between the last two.
+        repeated: share of the texts that came before.
+        bad: whether there are bad rows.
+        tokens: fewest and most tokens of a text, but for three that number it.
+    """
+
+    suffix: str = ".parquet"
+    repeated: float = 0.15
+    bad: bool = True
+    tokens: tuple[int, int] = (4, 16)
 
 
 @dataclass(frozen=True)
@@ -73,42 +89,39 @@ class Corpus:
         return np.array([row.id for row in good]), toy.expected([row.ids for row in good])
 
 
-def make(folder: Path, seed: int, n_rows: int, suffix: str) -> Corpus:
+def make(folder: Path, seed: int, n_rows: int, kind: Kind) -> Corpus:
     """Write an input of several files.
 
     Args:
         folder: made new.
         seed: of the rows.
         n_rows: of all files.
-        suffix: `.parquet`, `.jsonl` or `.jsonl.gz`; `.jsonl*` takes turns between the last two.
+        kind: of its rows and files.
     """
     folder.mkdir()
     corpus, chosen = Corpus(folder), random.Random(seed)
     texts: list[tuple[int, ...]] = []
     for number in range(FILES):
-        rows = [_row(chosen, texts, number * n_rows + place, suffix) for place in range(n_rows // FILES)]
-        path = folder / f"{number}{_suffix(suffix, number)}"
+        rows = [_row(chosen, texts, number * n_rows + place, kind) for place in range(n_rows // FILES)]
+        suffix = kind.suffix if kind.suffix != ".jsonl*" else (".jsonl", ".jsonl.gz")[number % 2]
+        path = folder / f"{number}{suffix}"
         _write(path, rows)
         corpus.rows += [(path.name, place, row) for place, row in enumerate(rows)]
     return corpus
 
 
-def _suffix(suffix: str, number: int) -> str:
-    return suffix if not suffix.endswith("*") else (".jsonl", ".jsonl.gz")[number % 2]
-
-
-def _row(chosen: random.Random, texts: list[tuple[int, ...]], row_id: int, suffix: str) -> Row:
-    dice = chosen.random()
+def _row(chosen: random.Random, texts: list[tuple[int, ...]], row_id: int, kind: Kind) -> Row:
+    dice = chosen.random() if kind.bad else 1.0
     if dice < _NULL:
         return Row(row_id, None, reason="null")
     if dice < _NULL + _LONG:
         return Row(row_id, " ".join(["17"] * _TOO_LONG), reason="too_long")
-    if dice < _NULL + _LONG + _TORN and suffix != ".parquet":
+    if dice < _NULL + _LONG + _TORN and kind.suffix != ".parquet":
         return Row(row_id, '{"id": 1, "te', reason="undecodable")
-    if dice > 1 - _REPEATED and texts:
+    if texts and chosen.random() < kind.repeated:
         ids = chosen.choice(texts)
     else:
-        body = [chosen.randrange(toy.FIRST, toy.VOCABULARY) for _ in range(chosen.randint(*_TOKENS))]
+        body = [chosen.randrange(toy.FIRST, toy.VOCABULARY) for _ in range(chosen.randint(*kind.tokens))]
         ids = toy.tagged(len(texts), 0, body)
         texts.append(ids)
     return Row(row_id, " ".join(map(str, ids)), ids)

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedstream.shared.lanes import Lane
+
 
 @dataclass(frozen=True)
 class Run:
@@ -39,6 +41,10 @@ class Batch:
     consumer: str
     tokens: int
     runs: tuple[Run, ...]
+
+    def has(self, lane: Lane) -> bool:
+        """Whether rows of a lane are in it."""
+        return any(run.lane == lane for run in self.runs)
 
 
 class Journal:

@@ -59,6 +59,10 @@ class Process:
         """
         return self._child.wait(timeout_s)
 
+    def log_lines(self) -> list[bytes]:
+        """All it has written, by whole lines."""
+        return self._log.read_bytes().split(b"\n")[:-1]
+
     def log_tail(self) -> str:
         """The last lines it wrote."""
         if not self._log.exists():

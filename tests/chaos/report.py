@@ -1,4 +1,4 @@
-"""The table: one line a scenario, on the terminal and in docs/reliability.md."""
+"""The tables: one line a scenario, on the terminal and in docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from typing import Any
 
 from embedstream.deploy.embedded import find_server
 
+from .trial_of_backfill import BackfillRow
+
 BEGIN, END = "<!-- table: make chaos ARGS=--write -->", "<!-- end of table -->"
 _HEADS = (
     "scenario", "rounds", "void", "requests", "ok", "refused", "timeouts", "hung", "wrong", "lost", "duplicates %",
     "worst wait s", "recovery s",
 )  # fmt: skip
+_BACKFILL_HEADS = ("scenario of backfills", "jobs", "kills", "rows", "bad rows", "texts", "texts again %")
 
 
 class Report:
@@ -24,10 +27,16 @@ class Report:
 
     Args:
         rows: node id, whether it passed, and the row of each.
+        backfills: likewise, of backfills.
     """
 
-    def __init__(self, rows: Sequence[tuple[str, bool, dict[str, Any]]]) -> None:
+    def __init__(
+        self,
+        rows: Sequence[tuple[str, bool, dict[str, Any]]],
+        backfills: Sequence[tuple[str, bool, dict[str, Any]]] = (),
+    ) -> None:
         self.rows = sorted(rows, key=lambda row: row[0])
+        self.backfills = sorted(backfills, key=lambda row: row[0])
 
     def _cells(self) -> list[tuple[str, ...]]:
         lines: list[tuple[str, ...]] = [_HEADS]
@@ -44,20 +53,36 @@ class Report:
         red = [(row["scenario"].rstrip("."), row["red_as_meant"]) for _, _, row in self.rows if row["red_as_meant"]]
         return [("taken out", "what the oracle then reports"), *red]
 
+    def _of_backfills(self) -> list[tuple[str, ...]]:
+        sums: dict[str, BackfillRow] = {}
+        for _, passed, fields in self.backfills:
+            row = BackfillRow(**fields)
+            row.scenario += "" if passed else " — FAILED"
+            sums[row.scenario] = sums[row.scenario] + row if row.scenario in sums else row
+        return [_BACKFILL_HEADS, *(_backfill_cells(row) for row in sums.values())]
+
     def text(self) -> str:
         """For a terminal."""
-        return "\n\n".join(_aligned(lines) for lines in (self._cells(), self._ablations()) if len(lines) > 1)
+        tables = self._cells(), self._of_backfills(), self._ablations()
+        return "\n\n".join(_aligned(lines) for lines in tables if len(lines) > 1)
 
     def write(self, page: Path) -> str:
         """Put it between the marks of a page; returns what was done."""
-        failed = [node for node, passed, _ in self.rows if not passed]
+        failed = [node for node, passed, _ in [*self.rows, *self.backfills] if not passed]
         if failed:
             return f"not written: {len(failed)} failed"
         before, _, rest = page.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
-        body = "\n\n".join([_circumstances(), _markdown(self._cells(), 1), _markdown(self._ablations(), 2)])
+        tables = _markdown(self._cells(), 1), _markdown(self._of_backfills(), 1), _markdown(self._ablations(), 2)
+        body = "\n\n".join([_circumstances(), *tables])
         page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}")
         return f"written to {page}"
+
+
+def _backfill_cells(row: BackfillRow) -> tuple[str, ...]:
+    again_percent = 100 * row.again / max(1, row.texts)
+    counts = row.jobs, row.kills, row.rows, row.bad_rows, row.texts
+    return (row.scenario, *(f"{count:,}" for count in counts), f"{again_percent:.1f}")
 
 
 def _circumstances() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from . import corpus
-from .backfills import PART_ROWS, Backfill
+from .backfills import PER_KILL_ROWS, Backfill
 from .deployment import Deployment, Device, Sites
 from .processes import Process
 from .trial import Broken
@@ -22,8 +22,6 @@ ROWS = 20_000
 SLOW = Device(base_ms=20, tokens_per_s=8_000, budget=2048)
 """A part takes such a device about 0.7 s, so that a kill falls into the middle of something."""
 FAST = Device(base_ms=5, tokens_per_s=200_000)
-PER_KILL_ROWS = 8 * PART_ROWS
-"""A process that dies takes the parts with it that it has under way; more must not be computed again."""
 KILLS = ["backfill"] * 4 + ["consumer", "redis"] * 2 + ["tokenizer", "backfill and redis"]
 
 
@@ -98,7 +96,7 @@ async def test_21_kills(
 ) -> None:
     """Ten kills at random moments: the backfill itself, a consumer, Redis (AOF everysec), a tokeniser, two at once."""
     chosen = random.Random(seed)
-    made = corpus.make(tmp_path / "in", seed, ROWS, suffix)
+    made = corpus.make(tmp_path / "in", seed, ROWS, corpus.Kind(suffix))
     order = chosen.sample(KILLS, len(KILLS))
     async with site(consumers=2, apis=0, device=SLOW) as here:
         job = Backfill(here, made, tmp_path / out)

@@ -14,19 +14,13 @@ from embedstream.producer import EmbedstreamError, Producer
 from embedstream.shared.lanes import Lane
 from embedstream.shared.settings import Settings
 
-from . import toy
+from . import fairness, toy
 from .deployment import Deployment, Device, Sites
-from .journal import Batch
 from .ledger import Ledger, Line, Outcome
 from .load import ask_all
 from .trial import Round, Trial
 
 pytestmark = pytest.mark.chaos
-
-SLICE_S = 0.05
-"""Default of --latency-slice-ms: what an interactive request waits at most for bulk work."""
-LATE_S = 0.025
-"""By so much this machine, with everything on it, may be late for one request in a hundred."""
 
 
 @asynccontextmanager
@@ -57,35 +51,23 @@ async def bulk_saturated(here: Deployment) -> AsyncIterator[list[bool]]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def p99_s(ledger: Ledger) -> float:
-    """Of the waits for a forward pass of all requests that got their vectors."""
-    return float(np.quantile([line.queue_s for line in ledger.of(Outcome.OK)], 0.99))
-
-
 async def test_16_bulk_does_not_delay_interactive(site: Sites, trial: Trial) -> None:
     """The bulk lane is never empty, and interactive requests trickle in; recovery is what their p99 grew by."""
     device = Device(base_ms=10, tokens_per_s=20_000)  # a full batch takes 0.2 s, four slices
     async with site(consumers=1, device=device) as here:
         with trial.on(here):
 
-            async def trickle() -> Ledger:
-                ledger = Ledger()
-                for _ in range(150):
-                    await ask_all(here.api[0].port, [here.mixture.one(1)], ledger, here.timeout_s)
-                    await asyncio.sleep(0.02)
-                return ledger
-
             async def once() -> Round:
-                idle_s = p99_s(await trickle())
+                idle_s = fairness.p99_s(await fairness.trickle(here))
                 async with bulk_saturated(here) as right:
                     begun = len(here.journal.batches())
-                    ledger = await trickle()
+                    ledger = await fairness.trickle(here)
                     batches = here.journal.batches()[begun:]
                 assert all(right), "wrong vectors on the bulk lane"
-                forward_s = max(_seconds(batch, device) for batch in batches if _has(batch, Lane.INTERACTIVE))
-                grown_s = p99_s(ledger) - idle_s
-                trial.recovered(grown_s, SLICE_S + forward_s + LATE_S, "what the p99 of interactive requests grew by")
-                return Round(ledger, sum(_has(batch, Lane.BULK) for batch in batches) > 20, grown_s)
+                grown_s = fairness.p99_s(ledger) - idle_s
+                most_s = fairness.bound_s(batches, device)
+                trial.recovered(grown_s, most_s, "what the p99 of interactive requests grew by")
+                return Round(ledger, sum(batch.has(Lane.BULK) for batch in batches) > 20, grown_s)
 
             await trial.repeat(once)
 
@@ -171,12 +153,3 @@ async def _memory(here: Deployment) -> tuple[int, int]:
     """Most bytes Redis has used, and its limit."""
     memory = await here.call("INFO", "memory")
     return int(memory["used_memory_peak"]), int(memory["maxmemory"])
-
-
-def _has(batch: Batch, lane: Lane) -> bool:
-    return any(run.lane == lane for run in batch.runs)
-
-
-def _seconds(batch: Batch, device: Device) -> float:
-    """Of a pass, without its padding."""
-    return device.base_ms / 1000 + batch.tokens / device.tokens_per_s

@@ -24,7 +24,8 @@ class BackfillRow:
         kills: of any process.
         rows: in the outputs, each held against what it must be.
         bad_rows: told of.
-        again_percent: of the texts, computed more than once.
+        texts: that had to be computed.
+        again: rows on a device beyond one for each text.
     """
 
     scenario: str
@@ -59,6 +60,7 @@ class BackfillTrial:
         try:
             yield
         except AssertionError as error:
+            self.save(asdict(self.row))
             error.add_note(f"seed {job.here.seed} {what}, {job.here.folder}\n{job.here.log_tails()}")
             raise
 

@@ -1,0 +1,318 @@
+"""A small backfill killed before each thing it does to files: `python -m tests.chaos.crash_points`.
+
+Everything but the queue is real. The backfill runs in a fork of this process, and dies there before its k-th act: a
+file opened for writing, made durable, renamed or removed, a part begun, written to or committed, the output finished.
+Then it runs once more to its end, and the output is held against the input. What is done is counted by the hooks that
+Python has for auditing: the production code knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from embedstream.producer.backfill import backfill as backfills
+from embedstream.producer.backfill import tokenizing
+from embedstream.producer.backfill.options import BackfillOptions, InputOptions, OutputOptions
+from embedstream.producer.backfill.plan import PartId
+from embedstream.producer.backfill.progress import Progress
+from embedstream.producer.backfill.records import Records
+from embedstream.producer.backfill.sink import PartWriter, Sink
+from embedstream.producer.backfill.sinks import open_sink
+from embedstream.producer.fleet import ServedModel
+from embedstream.producer.request import Embeddings, Options, Prepared
+from embedstream.shared.cards import ModelCard
+from embedstream.shared.keys import Keys
+from embedstream.shared.lanes import Lane
+from embedstream.shared.tokenization import TextTokenizer
+
+from . import corpus, toy
+from .ablations import replace_in
+from .backfill_ablations import ABLATIONS
+from .corpus import Corpus
+from .crash_targets import Target, target_of
+from .trial import Broken
+
+ROWS = 72
+PART_ROWS = 24
+MOST_S = 60
+"""Of a run: one that hangs is ended by the kernel."""
+_RENAMING = {"os.rename": 1, "os.remove": 0, "os.rmdir": 0, "os.link": 1, "os.truncate": 0}
+"""Audit events, and which of their arguments is the path that changes."""
+_WRITING = os.O_WRONLY | os.O_RDWR
+
+
+class Acts:
+    """Counts acts of this process, and kills it before one of them.
+
+    Args:
+        folder: only files below it count.
+        last: how many are done before the end; -1 for all.
+    """
+
+    def __init__(self, folder: Path, last: int) -> None:
+        self._folder = str(folder)
+        self._left = last
+        self._lock = threading.Lock()
+
+    def install(self) -> None:
+        """From now on, and until this process ends."""
+        sys.addaudithook(self._on_event)
+        fsync = os.fsync
+
+        def counted(file: int) -> None:
+            self.next()
+            fsync(file)
+
+        replace_in(os, "fsync", counted)  # there is no event for it
+
+    def next(self) -> None:
+        """One more is about to be done."""
+        with self._lock:
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._left -= 1
+
+    def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, flags = arguments[0], arguments[2]
+            counts = isinstance(flags, int) and bool(flags & _WRITING)
+        else:
+            place = _RENAMING.get(event)
+            counts = place is not None
+            path = arguments[place] if place is not None else None
+        if counts and isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self._folder):
+            self.next()
+
+
+@dataclass
+class CountedPart:
+    """A part whose calls are acts."""
+
+    part: PartWriter
+    acts: Acts
+
+    def write(self, carried: pa.RecordBatch, vectors: NDArray[Any]) -> None:
+        """Append rows, or some of them and die."""
+        self.acts.next()
+        self.part.write(carried, vectors)
+
+    def commit(self) -> None:
+        """Commit."""
+        self.acts.next()
+        self.part.commit()
+
+    def abort(self) -> None:
+        """Abort."""
+        self.part.abort()
+
+
+@dataclass
+class CountedSink:
+    """A sink whose calls are acts."""
+
+    sink: Sink
+    acts: Acts
+
+    def begin(self, part: PartId) -> CountedPart:
+        """Begin a part."""
+        self.acts.next()
+        return CountedPart(self.sink.begin(part), self.acts)
+
+    def finish(self, parts: Sequence[PartId]) -> None:
+        """Finish."""
+        self.acts.next()
+        self.sink.finish(parts)
+        self.acts.next()
+
+    def close(self) -> None:
+        """Close."""
+        self.sink.close()
+
+
+class ToyProducer:
+    """Answers at once, as the toy consumer would.
+
+    Args:
+        computed: where the number of texts that were computed is appended, a line a request.
+    """
+
+    max_undelivered_bytes = 64 * 1024 * 1024
+
+    def __init__(self, computed: Path) -> None:
+        card = toy.card()
+        self._served = ServedModel(
+            Keys("ek", toy.MODEL), (toy.MODEL,), card, TextTokenizer(card.tokenizer, card.recipe)
+        )
+        self._computed = computed
+        self.redis = Redis(unix_socket_path="/nowhere", retry=Retry(NoBackoff(), 0))
+        self.fleet = SimpleNamespace(live=self._live, consumers=(SimpleNamespace(dtype="float32"),), trouble=None)
+
+    async def run(self, prepared: Prepared) -> Embeddings:
+        """Vectors of a request."""
+        with self._computed.open("a") as file:
+            file.write(f"{prepared.n_inputs}\n")
+        tokens = prepared.tokens
+        return Embeddings(toy.vectors(tokens.ids, tokens.lengths), tokens.lengths, 0, SimpleNamespace())  # type: ignore[arg-type] # nobody looks at the timing
+
+    async def _live(self) -> ServedModel:
+        return self._served
+
+
+class InlineTokenizing:
+    """Tokenises on a thread: a process would take longer to start than all the rest."""
+
+    def __init__(self, card: ModelCard, options: Options, processes: int) -> None:
+        del processes
+        tokenizing._begin(card, options)
+
+    async def encode(self, texts: pa.LargeStringArray) -> tokenizing.TokenizedTexts:
+        """Tokenise."""
+        return await asyncio.to_thread(tokenizing._encode, texts)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One backfill, killed and resumed.
+
+    Args:
+        made: its input.
+        folder: empty; for its output and state.
+        target: of its vectors.
+    """
+
+    made: Corpus
+    folder: Path
+    target: Target
+
+    def run(self, last: int) -> int:
+        """Run it in a fork of this process until so many acts are done, -1 for all; returns the exit code."""
+        pid = os.fork()
+        if pid == 0:
+            code = os.EX_SOFTWARE
+            signal.alarm(MOST_S)
+            try:
+                code = self._in_child(last)
+            except BaseException:  # noqa: BLE001 - nothing of it may run on as a second parent
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def check(self, code: int, committed: int) -> None:
+        """Hold the output against the input, after the last run.
+
+        Args:
+            code: it ended with.
+            committed: rows that were committed before it.
+
+        Raises:
+            Broken: what is wrong.
+        """
+        if code != os.EX_DATAERR:
+            raise Broken(f"it ended with {code} when it ran again")
+        self.target.check(self.made)
+        computed = self.computed
+        total = sum(map(int, computed.read_text().split())) if computed.exists() else 0
+        if total > len(self.made.good) - committed:
+            raise Broken(
+                f"{total} texts computed again, and no more than {len(self.made.good)} - {committed} had to be"
+            )
+
+    @property
+    def computed(self) -> Path:
+        """Where the number of computed texts stands."""
+        return self.folder / "computed"
+
+    def committed(self) -> int:
+        """Rows of the output that are committed; it is no backfill that asks."""
+        parts = self.target.state / "parts"
+        return sum(record.rows for record in Records(parts).all()) if parts.exists() else 0
+
+    def _in_child(self, last: int) -> int:
+        acts = Acts(self.folder, last)
+        replace_in(backfills, "open_sink", lambda *asked: CountedSink(open_sink(*asked), acts))
+        replace_in(backfills, "Tokenizing", InlineTokenizing)
+        options = BackfillOptions(
+            InputOptions(str(self.made.folder), id_column="id"),
+            OutputOptions(self.target.url),
+            Options(lane=Lane.BULK, partial=True),
+            part_rows=PART_ROWS,
+            state=self.target.state,
+        )
+        producer: Any = ToyProducer(self.computed)
+        acts.install()
+        outcome = asyncio.run(backfills.backfill(producer, options, Progress(), asyncio.Event()))
+        return os.EX_DATAERR if outcome.bad_rows else os.EX_OK
+
+
+def main() -> int:
+    """Kill at every act; returns the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--ablate", default="")
+    options = parser.parse_args()
+    if options.ablate:
+        ABLATIONS[options.ablate]()
+    made = corpus.make(options.folder / "in", options.seed, ROWS, corpus.Kind(".jsonl*"))
+    trial = options.folder / "trial"
+    with target_of(trial, options.out) as target:
+        last = 0
+        while _one(Trial(made, trial, target), last, random.Random(options.seed + last)):
+            last += 1
+    sys.stdout.write(f"{last} kills\n")
+    return os.EX_OK
+
+
+def _one(trial: Trial, last: int, chosen: random.Random) -> bool:
+    """One trial in a folder that is removed again. Whether there were more acts than `last`."""
+    trial.folder.mkdir()
+    trial.target.clear()
+    try:
+        code = trial.run(last)
+        if code == os.EX_DATAERR:
+            trial.check(code, 0)
+            return False
+        if code != -signal.SIGKILL:
+            raise Broken(f"it ended with {code}")
+        if last % 3 == 0:  # what goes on from a kill may be killed as well
+            trial.run(chosen.randrange(max(1, last)))
+        committed = trial.committed()
+        trial.computed.unlink(missing_ok=True)
+        trial.check(trial.run(-1), committed)
+    except Broken as error:
+        raise Broken(f"killed before act {last} of a backfill to {trial.target.url}: {error}") from None
+    shutil.rmtree(trial.folder)
+    return True
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Broken as error:
+        sys.stdout.write(f"{error}\n")
+        sys.exit(os.EX_SOFTWARE)

@@ -1,0 +1,81 @@
+"""Each guard of backfills taken out by itself: the oracle must then report a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import corpus
+from .backfill_ablations import ABLATIONS
+from .backfills import Backfill
+from .deployment import Device, Sites
+from .trial import Trial
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.mark.parametrize("out", ["out", "out.parquet", "out.jsonl.gz", "pgvector"])
+async def test_25_killed_at_every_act(tmp_path: Path, seed: int, out: str) -> None:
+    """Killed before each act upon files, from the first to the last, and resumed."""
+    code, said = await crash_points(tmp_path, seed, out)
+    assert code == os.EX_OK, said
+
+
+@pytest.mark.parametrize(
+    ("ablate", "out", "said"),
+    [
+        ("record_before_part", "out", "missing"),
+        ("parts_are_added", "out", "there twice"),
+        ("no_sweep", "out", "left over"),
+        ("joined_before_it_is", "out.parquet", "ended with 78"),
+        ("side_file_after_the_end", "out", "bad rows told of"),
+    ],
+)
+async def test_b1_killed_without_a_guard(
+    trial: Trial, tmp_path: Path, seed: int, ablate: str, out: str, said: str
+) -> None:
+    """Which guard, the row says."""
+    code, line = await crash_points(tmp_path, seed, out, ablate)
+    assert code == os.EX_SOFTWARE, f"the guard is out, and nothing was broken: {line}"
+    assert said in line
+    _is_red(trial, ablate, line.rpartition(": ")[0] if said != "ended with 78" else line)
+
+
+async def test_b2_claims_of_everybody(site: Sites, trial: Trial, tmp_path: Path, seed: int) -> None:
+    """Claims; two processes."""
+    made = corpus.make(tmp_path / "in", seed, 4_000, corpus.Kind(repeated=0, bad=False))
+    async with site(consumers=1, apis=0, device=Device(tokens_per_s=20_000)) as here:
+        job = Backfill(here, made, tmp_path / "out")
+        with trial.on(here):
+            await job.until_complete(*(job.start("claims_of_everybody") for _ in range(2)))
+            job.check()
+            again = job.computed_again()
+            assert again > 0, "nobody claims anything, and no row was computed twice"
+            _is_red(trial, "claims_of_everybody", f"{again:,} of {len(made.good):,} rows computed again")
+
+
+async def crash_points(folder: Path, seed: int, out: str, ablate: str = "") -> tuple[int, str]:
+    """Run `crash_points`; returns its exit code and its last line."""
+    argv = ["-m", "tests.chaos.crash_points", str(folder), "--out", out, "--seed", str(seed), "--ablate", ablate]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    lines = output.decode().splitlines()
+    assert process.returncode is not None
+    return process.returncode, lines[-1] if process.returncode != 1 else "\n".join(lines[-30:])
+
+
+def _is_red(trial: Trial, ablate: str, said: str) -> None:
+    trial.row.scenario = f"Backfill: {(ABLATIONS[ablate].__doc__ or ablate).splitlines()[0]}"
+    trial.row.red_as_meant = said
+    trial.finish()

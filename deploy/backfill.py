@@ -103,8 +103,8 @@ def backfill(
 ) -> int:
     """Embed the rows of files, exactly resumable: the same command again goes on where one ended.
 
-    It joins the queue at --redis-url or the server that runs on this machine, on the bulk lane. Rows that cannot be
-    embedded are left out and told in a side file; it then ends with 65.
+    It joins the queue at --redis-url, or the server that runs on this machine; without any it brings consumers of its
+    own. Rows that cannot be embedded are left out and told in a side file; it then ends with 65.
     """
     if code := _complain_if_missing():
         return code

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 from embedstream.deploy import backfill as command
-from embedstream.deploy import backfill_run, cli
+from embedstream.deploy import backfill_events, backfill_run, cli
+from embedstream.producer.backfill.blocks import BadReason
 from embedstream.producer.backfill.options import BackfillOptions, InputOptions, OutputOptions
 from embedstream.shared.jobs import LongInputs
 from embedstream.shared.lanes import Lane
 from embedstream.shared.options import VectorOptions, VectorType
+from embedstream.shared.settings import Role, Settings, flag_of, roles_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.usefixtures("home", "same_logging")
 
@@ -71,3 +77,28 @@ def test_without_pyarrow_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatc
         "embedstream: pyarrow_that_is_missing not installed; a backfill needs `pip install '.[bulk]'` in "
         "embedstream's folder\n"
     )
+
+
+def test_the_page_knows_every_flag_and_no_other() -> None:
+    page = (ROOT / "docs" / "backfill.md").read_text()
+    own = {f"--{name.replace('_', '-')}" for name in inspect.signature(command.backfill).parameters}
+    own = own - {"--settings", "--source", "--target", "--input-format", "--as-json"} | {"--format", "--json"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page))
+    assert own <= named
+    assert named <= own | {flag_of(name) for name in Settings.model_fields} | {"--no-normalize"}
+    limits = {name for name in Settings.model_fields if roles_of(name) == (Role.BACKFILL,)}
+    assert {flag_of(name) for name in limits} <= named
+
+
+def test_the_page_knows_every_event() -> None:
+    page = (ROOT / "docs" / "backfill.md").read_text()
+    events = set(re.findall(r'_tell\(\s*"(\w+)"', Path(backfill_events.__file__).read_text()))
+    assert events == set(
+        re.findall(r"^\| `(\w+)` \| ", page[page.index("| event |") : page.index("## Exit codes")], re.MULTILINE)
+    )
+
+
+def test_the_page_knows_every_reason_of_a_bad_row() -> None:
+    page = (ROOT / "docs" / "backfill.md").read_text()
+    table = page[page.index("| reason |") : page.index("## Progress")]
+    assert re.findall(r"^\| `(\w+)` \| ", table, re.MULTILINE) == list(BadReason)

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from embedstream.producer.backfill import registry
 from embedstream.producer.backfill.beats import Beat, beats_at, beats_in
+from embedstream.producer.backfill.drafts import host_name
 from embedstream.shared import exits, runfile
 from embedstream.shared.connections import connect_sync
 from embedstream.shared.errors import EmbedstreamError
@@ -133,8 +134,10 @@ def ordered(found: Iterable[Backfill]) -> list[Backfill]:
 
 def _one(id_: str, told: tuple[Survey | None, Mapping[str, Beat]], heard: Mapping[str, Beat]) -> Backfill:
     survey, beats = told
-    # The folder's own word is the newer one where a process says it in both.
-    processes = {mark: beat for mark, beat in heard.items() if beat.id == id_} | dict(beats)
+    mine = {mark: beat for mark, beat in heard.items() if beat.id == id_}
+    if survey is not None:  # the folder knows of a death on this machine at once, Redis some seconds later
+        mine = {mark: beat for mark, beat in mine.items() if beat.host != host_name()}
+    processes = mine | dict(beats)
     out = survey.manifest.output.path if survey else next(beat.out for beat in processes.values())
     return Backfill(id_, out, tuple(processes.values()), survey)
 

@@ -18,6 +18,7 @@ from embedstream.deploy import cli, jobs_list
 from embedstream.deploy import jobs_view as view
 from embedstream.producer.backfill import registry
 from embedstream.producer.backfill.beats import Beat, beats_in
+from embedstream.producer.backfill.blocks import BadReason, BadRow
 from embedstream.producer.backfill.drafts import host_name
 from embedstream.producer.backfill.manifest import Manifest, manifest_of
 from embedstream.producer.backfill.options import BackfillOptions, InputOptions, OutputOptions
@@ -51,7 +52,8 @@ def begun(
     )
     with closing(State(folder / name, manifest)) as state:
         for chunk in range(done):
-            state.commit(PartRecord(PartId(0, chunk), 10, 10 - bad_rows, 1, 1, bad_rows))
+            bad = [BadRow("/in", chunk * 10 + row, BadReason.NULL, "The text is null.") for row in range(bad_rows)]
+            state.commit(PartRecord(PartId(0, chunk), 10, 10 - bad_rows, 1, 1, bad_rows), bad)
         if complete:
             state.finish()
     registry.remember(folder / name)
@@ -144,10 +146,19 @@ def test_processes_elsewhere_are_merged_with_what_is_here(
         redis.hset(backfills(prefix), said.mark, said.encode(LATER_MS))
     shared, far = rows(run("--json"))
     assert (shared["id"], shared["rows_per_s"], shared["rows_done"], shared["bad_rows"]) == (id_, 10.0, 20, 2)
-    assert [process["host"] for process in shared["processes"]] == [host_name(), "elsewhere"]  # type: ignore[attr-defined] # JSON
+    assert [process["host"] for process in shared["processes"]] == ["elsewhere", host_name()]  # type: ignore[attr-defined] # JSON
     assert (far["id"], far["state"], far["rows_done"], far["rows_total"]) == ("far", "running", 7, 9)
     assert (far["out"], far["began"], far["state_folder"], far["left_s"]) == ("/data/x", None, None, 0.5)
     assert "running, 2 processes (waiting)" in run().stdout
+
+
+def test_a_process_that_was_killed_here_does_not_run_though_redis_still_has_its_word(
+    run: Run, redis: redis_sync.Redis, prefix: str, tmp_path: Path
+) -> None:
+    said = beat(begun(tmp_path, "killed"), started=1)
+    (tmp_path / "killed" / "running" / f"{said.mark}.json").write_bytes(said.encode())
+    redis.hset(backfills(prefix), said.mark, said.encode(LATER_MS))
+    assert [row["state"] for row in rows(run("--json"))] == ["stopped"]
 
 
 def test_a_redis_that_is_away_hides_nothing_of_this_machine(run: Run, tmp_path: Path) -> None:

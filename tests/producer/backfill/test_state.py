@@ -66,14 +66,15 @@ def test_what_was_committed_is_known_afterwards(open_state: Opener) -> None:
 def test_shards_are_missing_until_their_end_is_known_and_every_part_is_there(open_state: Opener) -> None:
     with closing(open_state()) as state:
         state.commit(record(0, 0))
-        state.commit(record(0, 1))
+        state.commit(record(0, 0))  # made twice: it is one part all the same
+        state.shard_ended(1, 1, 3)
         assert state.missing(2) == (0, 1)
         state.shard_ended(0, 2, 20)
-        state.shard_ended(1, 1, 3)
+        assert state.missing(2) == (0, 1)
+        state.commit(record(0, 1))
         assert state.missing(2) == (1,)
         assert (state.parts_of(0), state.parts_of(2)) == (2, None)
         state.commit(record(1, 0))
-        state.commit(record(1, 0))  # made twice
         assert state.missing(2) == ()
         state.shard_ended(2, 0, 0)
         assert state.missing(3) == ()

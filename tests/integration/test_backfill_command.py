@@ -1,0 +1,124 @@
+"""The command as people run it: with a model of its own, and beside a running server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from tests.conftest import Serving
+
+pytestmark = pytest.mark.integration
+
+TOLERANCE = 1e-5
+TEXTS = [
+    "A queue decouples those who ask from those who answer.",
+    "Vectors of like texts lie near each other.",
+    "",
+    "Grüße aus Köln 🙂",
+    "A queue decouples those who ask from those who answer.",
+    "word " * 200,
+    "one more",
+]
+TOO_LONG = "word " * 600
+NULL_ROW, LONG_ROW = 3, 8
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Rows that can be embedded, a null, and one that is too long."""
+    texts: list[str | None] = [*TEXTS]
+    texts.insert(NULL_ROW, None)
+    texts.insert(LONG_ROW, TOO_LONG)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"name": [f"n{row}" for row in range(len(texts))], "body": texts, "of": texts}), path)
+    return path
+
+
+def backfill(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "embedstream.deploy", "backfill", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
+
+
+def vectors_in(out: Path, names: Sequence[str], column: str = "embedding") -> NDArray[np.float32]:
+    table = pq.read_table(out)
+    assert table.column("name").to_pylist() == names
+    return np.stack(table.column(column).to_numpy()).astype(np.float32)
+
+
+NAMES = [f"n{row}" for row in range(len(TEXTS) + 2) if row not in {NULL_ROW, LONG_ROW}]
+
+
+def test_alone_it_makes_the_vectors_of_the_api(rows: Path, tmp_path: Path, serving: Serving) -> None:
+    with tempfile.TemporaryDirectory(prefix="es-") as elsewhere:  # where no server is to be found
+        hidden = {"XDG_RUNTIME_DIR": elsewhere, "TMPDIR": elsewhere}
+        out = tmp_path / "out"
+        flags = ["--text-column", "body", "--id-column", "name", "--dtype", "float32"]
+        done = backfill(rows, out, *flags, **hidden)
+        assert done.returncode == 65, done.stderr
+        assert not [*Path(elsewhere).glob("*/*")]  # it left nothing
+    side_file = tmp_path / "out.bad-rows.jsonl"
+    assert f"{len(TEXTS)} rows in {out} · 2 bad rows, told in {side_file} · " in done.stdout
+    bad = [json.loads(line) for line in side_file.read_text().splitlines()]
+    assert [(row["row"], row["id"], row["reason"]) for row in bad] == [
+        (NULL_ROW, f"n{NULL_ROW}", "null"),
+        (LONG_ROW, f"n{LONG_ROW}", "too_long"),
+    ]
+    assert np.abs(vectors_in(out, NAMES) - serving.embed(TEXTS)).max() <= TOLERANCE
+
+
+def test_beside_a_server_it_joins_it(rows: Path, tmp_path: Path, serving: Serving) -> None:
+    out = tmp_path / "one.parquet"
+    flags = ["--text-column", "name", "--text-column", "body", "--template", "{name}: {body}", "--id-column", "name"]
+    flags += ["--where", "name >= 'n4'", "--carry", "of", "--truncate", "--vector-dtype", "float16"]
+    flags += ["--vector-column", "v", "--dimensions", "64", "--json", "--part-rows", "2", "--threads", "1"]
+    done = backfill(rows, out, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "--threads not used" in done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["event"] == "finished"
+    assert {"started", "part", "progress"} <= {event["event"] for event in events}
+    table = pq.read_table(out)
+    assert table.schema.names == ["name", "of", "v"]
+    assert table.schema.field("v").type == pa.list_(pa.float16(), 64)
+    asked = [f"n{row}" for row in range(4, len(TEXTS) + 2)]
+    texts = [f"{name}: {text}" for name, text in zip(asked, [*TEXTS[3:], TOO_LONG], strict=True)]
+    assert texts[-2:] == ["n7: one more", f"n8: {TOO_LONG}"]
+    expected = serving.embed(texts, dimensions=64, truncate_prompt_tokens=-1)
+    assert np.abs(vectors_in(out, asked, "v") - expected).max() <= 1e-3  # what float16 leaves of numbers below 1
+    assert pc.all(pc.equal(table.column("of"), pa.chunked_array([[*TEXTS[3:], TOO_LONG]]))).as_py()
+
+
+def test_mistakes_are_one_line(rows: Path, tmp_path: Path, serving: Serving) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "something").touch()
+    for arguments, code, words in [
+        ((tmp_path / "nothing.parquet", tmp_path / "out"), 78, "nothing.parquet"),
+        ((rows, tmp_path / "out"), 78, "no column `text`"),
+        ((rows, tmp_path / "out", "--text-column", "body", "--id-column", "id"), 78, "no column `id`"),
+        ((rows, tmp_path / "out", "--text-column", "body", "--id-column", "of", "--vector-column", "of"), 78, "`of`"),
+        ((rows, taken, "--text-column", "body"), 78, "holds something already"),
+    ]:
+        done = backfill(*arguments)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.backfill").exists()

@@ -19,11 +19,13 @@ from embedstream.shared.options import VectorType
 
 from .arguments import MapOptions, RequestOptions
 from .client import Producer
+from .deliveries import Delivery
 from .failures import InputFailure
 from .request import EmbeddedSlice, Embeddings, Options, Prepared
 from .sync import SyncProducer
 
 __all__ = [
+    "Delivery",
     "EmbeddedSlice",
     "Embeddings",
     "EmbedstreamError",

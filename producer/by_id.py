@@ -13,14 +13,12 @@ from embedstream.shared.keys import Keys
 
 from .arguments import MAX_TIMEOUT_S
 from .assemble import assemble_parts
-from .fleet import Fleet
 from .notices import Notices
 from .ordered import ON_LOOP_BYTES
 from .pending import PendingRequest
 from .pickup import KeptResults, read_id
 from .request import Embeddings, Prepared, cut_into_jobs
-from .sessions import start
-from .submission import Submission
+from .submission import Submissions
 from .unbroken import Unbroken
 
 
@@ -29,28 +27,26 @@ class RequestsById:
 
     Args:
         redis: client for short commands.
-        fleet: knows by what terms requests are admitted.
+        submissions: send requests.
         keys: tells the keys of the model that is served now.
         notices: calls off what was given up.
-        stopping: ends all loops and all waiting.
+        stopping: ends all waiting.
     """
 
     def __init__(
         self,
         redis: Redis,
-        fleet: Fleet,
+        submissions: Submissions,
         keys: Callable[[], Awaitable[Keys]],
         notices: Notices,
         stopping: asyncio.Event,
     ) -> None:
         self._redis = redis
-        self._fleet = fleet
+        self._submissions = submissions
         self._keys = keys
         self._notices = notices
         self._stopping = stopping
         self._unbroken = Unbroken()
-        self._submissions: dict[Keys, Submission] = {}
-        self._tasks: list[asyncio.Task[None]] = []
 
     async def store(
         self, prepared: Prepared, request_id: bytes, *, timeout_s: float, result_ttl_s: int, deadline_s: float
@@ -107,12 +103,6 @@ class RequestsById:
         await self._unbroken.run(self._kept(keys).cancel(name, ttl_s))
         self._notices.abandon(keys, name)
 
-    def wake(self) -> list[asyncio.Task[None]]:
-        """Let the loops see that they are to stop. Returns the loops."""
-        for submission in self._submissions.values():
-            submission.wake()
-        return self._tasks
-
     async def join(self) -> None:
         """Wait for what goes on without its caller."""
         await self._unbroken.join()
@@ -122,9 +112,6 @@ class RequestsById:
 
     async def _store(self, prepared: Prepared, request_id: bytes, timeout_s: float, result_ttl_s: int) -> None:
         keys = await self._keys()
-        if keys not in self._submissions:
-            submission = self._submissions[keys] = Submission(self._redis, keys, self._fleet.admission(keys))
-            self._tasks.append(start(submission.run(self._stopping), "submit"))
         now = asyncio.get_running_loop().time()
         # Every part that comes renews the expiry, so it must not be shorter than the time the others may take.
         ttl_s = math.ceil(timeout_s) + result_ttl_s
@@ -133,7 +120,7 @@ class RequestsById:
         new = await kept.announce(request_id, len(jobs), ttl_s, prepared.plan)
         request = PendingRequest(request_id, jobs, now, now + timeout_s)
         try:
-            await self._submissions[keys].store(request, self._stopping)
+            await self._submissions.store(request, keys)
         except EmbedstreamError:
             if new and isinstance(request.error, Overloaded):
                 await kept.forget(request_id)

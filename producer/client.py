@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from types import TracebackType
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from embedstream.shared.cards import CardCache
-from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect
+from embedstream.shared.connections import COMMAND_TIMEOUT_S, READER_TIMEOUT_S, connect, connect_reader
 from embedstream.shared.errors import InvalidInput, Misconfigured, ResultTimeout, StaleCard, Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
@@ -26,13 +26,16 @@ from embedstream.shared.settings_page import read_environment
 from embedstream.shared.urls import REDIS_SCHEMES, without_password
 
 from .admission import ASSUMED_DIMENSION, Undelivered, result_bytes
-from .arguments import MAX_RESULT_TTL_S, MapOptions, RequestOptions, listed, options_of
+from .arguments import MAX_RESULT_TTL_S, MAX_TIMEOUT_S, MapOptions, RequestOptions, listed, options_of
 from .arrival import end_the_forlorn
 from .assemble import split_by_input
 from .by_id import RequestsById
+from .deliveries import CLAIM_AFTER_S, Delivery, Inbox
 from .exchange import Exchange
 from .fleet import Fleet
 from .forks import watch
+from .forwarding import FORWARD_TIMEOUT_S, Forwarding
+from .inbox_keys import RowId, check_name
 from .mapper import MOST_ITEMS, PATIENCE_S, Input, Mapper, Vector
 from .mapping import OnFailure, checked, mapped
 from .notices import Notices
@@ -41,6 +44,7 @@ from .pickup import read_id
 from .prepare import prepare, prepare_texts
 from .request import EmbeddedSlice, Embeddings, Inputs, Options, Prepared
 from .sessions import Sessions, start
+from .submission import Submissions
 
 log = get_logger()
 
@@ -101,7 +105,11 @@ class Producer:
         self._exchange = Exchange(
             self._keys, self._sessions, Undelivered(self._settings.max_undelivered_bytes), self._notices
         )
-        self._by_id = RequestsById(self._redis, self.fleet, self._keys, self._notices, self._stopping)
+        self._submissions = Submissions(self._redis, self.fleet, self._stopping)
+        self._by_id = RequestsById(self._redis, self._submissions, self._keys, self._notices, self._stopping)
+        self._forwarding = Forwarding(self._redis, self._submissions, self._keys, self._settings.max_undelivered_bytes)
+        self._url = url
+        self._receivers: set[Inbox] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_inherited = False
 
@@ -150,15 +158,18 @@ class Producer:
         if self._stopping.is_set() or self._is_inherited:
             return
         self._stopping.set()
+        for receiver in list(self._receivers):
+            await receiver.leave()
         loops = await self._sessions.wake()
         self._notices.wake()
-        tasks = [*self._tasks, *loops, *self._by_id.wake()]
+        tasks = [*self._tasks, *loops, *self._submissions.wake()]
         if tasks:
             # The loops end by themselves. Cancelling a command under way would cost its connection, and redis-py may
             # swallow the cancellation.
             await asyncio.wait(tasks, timeout=READER_TIMEOUT_S + COMMAND_TIMEOUT_S)
         await self._sessions.drop()
         await self._by_id.join()
+        await self._forwarding.join()
         await self._notices.flush()
         await self._redis.aclose()
 
@@ -451,6 +462,104 @@ class Producer:
             Unavailable: Redis does not answer.
         """
         await self._by_id.cancel(request_id, self._settings.result_ttl_s)
+
+    async def forward(
+        self,
+        inputs: str | Inputs,
+        to: str,
+        *,
+        tag: str = "",
+        ids: Sequence[RowId] | None = None,
+        dimensions: int | None = None,
+        prompt_name: str | None = None,
+        input_type: str | None = None,
+        request_id: str | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> str:
+        """Hand work over whose results other processes receive, by `deliveries`, whatever becomes of this one.
+
+        Once it returns, every job is stored in Redis, as `submit` says.
+
+        Args:
+            inputs: as for `embed`.
+            to: name of the inbox that its receivers share.
+            tag: told to the receiver with each result of the request.
+            ids: (inputs,) texts or integers, told with the vectors they belong to; None for none.
+            dimensions: as for `embed`.
+            prompt_name: as for `embed`.
+            input_type: as for `embed`.
+            request_id: as for `submit`.
+            **options: as `RequestOptions` says. The lane is bulk unless told otherwise, and `timeout_s` an hour: what
+                is not embedded by then is delivered as a failure.
+
+        Returns:
+            The request's id, 32 hexadecimal digits.
+
+        Raises:
+            InvalidInput: an input cannot be embedded, or not be forwarded; nothing was queued.
+            Overloaded: the queue is full, or the receivers have fallen behind; nothing was queued.
+            Unavailable: not confirmed; worth another try under the same id.
+        """
+        options.setdefault("lane", Lane.BULK)
+        options.setdefault("timeout_s", FORWARD_TIMEOUT_S)
+        asked = self._options(dimensions=dimensions, prompt_name=prompt_name, input_type=input_type, **options)
+        name = os.urandom(16) if request_id is None else read_id(request_id)
+        check_name(to)
+        prepared = await self.prepare(listed(inputs), asked)
+        deadline_s = asyncio.get_running_loop().time() + self._settings.request_timeout_s
+        with counted(asked.lane, until_result=False):
+            await self._forwarding.forward(
+                prepared,
+                name,
+                to,
+                tag,
+                ids,
+                timeout_s=self._timeout_s(asked),
+                ttl_s=self._settings.result_ttl_s,
+                deadline_s=deadline_s,
+            )
+        return name.hex()
+
+    async def deliveries(self, inbox: str, *, claim_after_s: float = CLAIM_AFTER_S) -> AsyncGenerator[Delivery, None]:
+        """The results that were forwarded to an inbox, shared by all processes that receive from it.
+
+        Each result is delivered at least once: acknowledge it when what you made of it is safe. What a receiver had
+        that died is delivered to another; what one has in hand when it leaves, at once.
+
+        Args:
+            inbox: its name.
+            claim_after_s: after so long without a sign of life, what a receiver had goes to others. The same for all.
+
+        Yields:
+            Deliveries, for ever.
+
+        Raises:
+            InvalidInput: the name or the time is none.
+            Unavailable: nobody has ever served the model, or Redis is away, at the beginning; or it was closed.
+        """
+        check_name(inbox)
+        if not 0.1 <= claim_after_s <= MAX_TIMEOUT_S:
+            raise InvalidInput(
+                f"claim_after_s is {claim_after_s}; it must be from 0.1 to {MAX_TIMEOUT_S}.", param="claim_after_s"
+            )
+        keys = await self._keys()
+        receiver = Inbox(
+            self._redis,
+            connect_reader(self._url),
+            keys,
+            inbox,
+            claim_after_s=claim_after_s,
+            ttl_s=self._settings.result_ttl_s,
+            stopping=self._stopping,
+        )
+        self._receivers.add(receiver)
+        try:
+            async with aclosing(receiver.deliveries()) as deliveries:
+                async for delivery in deliveries:
+                    yield delivery
+        finally:
+            self._receivers.discard(receiver)
+        raise Unavailable("The producer was closed.")
 
     async def prepare(self, inputs: Inputs, options: Options) -> Prepared:
         """Check and tokenise a request without sending it.

@@ -178,7 +178,9 @@ class Embeddings:
     failures: Mapping[int, InputFailure] = field(default_factory=dict)
 
 
-def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int = 0) -> list[Job]:
+def cut_into_jobs(
+    prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int = 0, most_rows: int = MAX_INPUTS
+) -> list[Job]:
     """Slices of at most 64 rows, 16 k tokens and 256 KiB; a longer row is a job alone. Jobs count rows, not inputs.
 
     Args:
@@ -186,9 +188,10 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
         request_id: 16 bytes.
         ttl_ms: milliseconds from enqueueing until nobody waits for the result.
         result_ttl_s: seconds to keep the result under the request's id; 0 to send it to the caller only.
+        most_rows: of a job, where that is less than 64.
     """
     if prepared.card is None:
-        return _cut_texts(prepared, request_id, ttl_ms, result_ttl_s)
+        return _cut_texts(prepared, request_id, ttl_ms, result_ttl_s, most_rows)
     lengths, plan, most = prepared.tokens.lengths, prepared.plan, prepared.piece_tokens
     lengths = piece_lengths(lengths, plan.counts, most) if most else lengths[lengths > 0]
     options = plan.travelling
@@ -196,7 +199,7 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
     ids: NDArray[Any] = prepared.tokens.ids.astype(width, copy=False)
     ends = np.cumsum(lengths, dtype=np.int64)
     most_tokens = min(MAX_TOKENS, (MAX_BODY_BYTES - 4 * MAX_INPUTS) // ids.itemsize)
-    slices = list(_slices(ends, most_tokens))
+    slices = list(_slices(ends, most_tokens, most_rows))
     fingerprint = prepared.card.fingerprint
     return [
         Job(
@@ -219,11 +222,11 @@ def cut_into_jobs(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl
     ]
 
 
-def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int) -> list[Job]:
+def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s: int, most_rows: int) -> list[Job]:
     options = prepared.options
     some = np.flatnonzero(prepared.plan.counts)
     lengths, texts = prepared.tokens.lengths[some], [str(prepared.inputs[index]) for index in some.tolist()]
-    slices = list(_slices(np.cumsum(lengths, dtype=np.int64), MAX_BODY_BYTES - 4 * MAX_INPUTS))
+    slices = list(_slices(np.cumsum(lengths, dtype=np.int64), MAX_BODY_BYTES - 4 * MAX_INPUTS, most_rows))
     cut_to = options.truncate_prompt_tokens
     return [
         Job(
@@ -248,12 +251,12 @@ def _cut_texts(prepared: Prepared, request_id: bytes, ttl_ms: int, result_ttl_s:
     ]
 
 
-def _slices(ends: NDArray[np.int64], most: int) -> Iterator[tuple[int, int]]:
+def _slices(ends: NDArray[np.int64], most: int, most_rows: int) -> Iterator[tuple[int, int]]:
     """Ranges of rows that fit one job each, from the running total of their tokens, or of their bytes."""
     first = 0
     while first < len(ends):
         before = int(ends[first - 1]) if first else 0
         fitting = int(np.searchsorted(ends, before + most, side="right"))
-        end = max(first + 1, min(fitting, first + MAX_INPUTS))
+        end = max(first + 1, min(fitting, first + MAX_INPUTS, first + most_rows))
         yield first, end
         first = end

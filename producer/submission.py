@@ -1,4 +1,4 @@
-"""Submission: jobs whose result is kept under the request's id, sent until Redis has confirmed every one."""
+"""Submission: jobs whose results others take, sent until Redis has confirmed every one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from embedstream.shared.keys import Keys
 
 from .admission import Admission
 from .enqueue import Writer
+from .fleet import Fleet
 from .pending import PendingRequest
+from .sessions import start
 
 GIVE_UP_S = 5.0
 """What Redis has not confirmed by then is left to the caller, who may submit it again under its id."""
@@ -20,16 +22,17 @@ CHECK_S = 0.1
 
 
 class Submission:
-    """A writer of jobs without a reply stream: consumers put their results under the request's id alone.
+    """A writer of jobs whose results are not for this process.
 
     Args:
         redis: client for short commands.
         keys: of the model.
         admission: the terms requests are admitted by.
+        reply_stream: where results go; "" when consumers put them under the request's id alone.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, admission: Admission) -> None:
-        self._writer = Writer(redis, keys, "", admission, asyncio.Event())
+    def __init__(self, redis: Redis, keys: Keys, admission: Admission, reply_stream: str) -> None:
+        self._writer = Writer(redis, keys, reply_stream, admission, asyncio.Event())
         self._writer.open()
 
     def wake(self) -> None:
@@ -71,3 +74,41 @@ class Submission:
                 await pause(next(pauses), stopping)
                 self._writer.send(request, unconfirmed, ask=False)
         raise request.error
+
+
+class Submissions:
+    """The submissions of one producer: one for each place that results go to.
+
+    Args:
+        redis: client for short commands.
+        fleet: knows by what terms requests are admitted.
+        stopping: ends their loops.
+    """
+
+    def __init__(self, redis: Redis, fleet: Fleet, stopping: asyncio.Event) -> None:
+        self._redis = redis
+        self._fleet = fleet
+        self._stopping = stopping
+        self._submissions: dict[tuple[Keys, str], Submission] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def store(self, request: PendingRequest, keys: Keys, reply_stream: str = "") -> None:
+        """Send all jobs of a request, as `Submission.store` does.
+
+        Args:
+            request: whose results others take.
+            keys: of the model.
+            reply_stream: where they go; "" when they are kept under the request's id alone.
+        """
+        submission = self._submissions.get((keys, reply_stream))
+        if submission is None:
+            submission = Submission(self._redis, keys, self._fleet.admission(keys), reply_stream)
+            self._submissions[keys, reply_stream] = submission
+            self._tasks.append(start(submission.run(self._stopping), "submit"))
+        await submission.store(request, self._stopping)
+
+    def wake(self) -> list[asyncio.Task[None]]:
+        """Let the loops see that they are to stop. Returns the loops."""
+        for submission in self._submissions.values():
+            submission.wake()
+        return self._tasks

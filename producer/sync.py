@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -14,6 +14,7 @@ from embedstream.shared.settings import Settings
 
 from .arguments import MapOptions
 from .client import Producer
+from .deliveries import Delivered
 from .forks import watch
 from .loop_thread import LoopThread
 from .mapper import MOST_ITEMS, PATIENCE_S, Input, Vector
@@ -29,6 +30,17 @@ class _Running:
 
     thread: LoopThread
     producer: Producer
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDelivery(Delivered):
+    """Results as `SyncProducer.deliveries` gives them."""
+
+    _thread: LoopThread = field(repr=False, compare=False)
+
+    def ack(self) -> None:
+        """Say that it is done with, as `Delivery.ack` does."""
+        self._thread.call(self._acknowledge())
 
 
 class SyncProducer:
@@ -160,6 +172,22 @@ class SyncProducer:
     def result_tokens(self, request_id: str, *, timeout_s: float | None = None) -> list[NDArray[Any]]:
         """The vectors of a request submitted with `per_token`: for each input (tokens, dim)."""
         return self._call(lambda producer: producer.result_tokens(request_id, timeout_s=timeout_s))
+
+    def forward(self, inputs: str | Inputs, to: str, **options: Any) -> str:
+        """Hand work over whose results other processes receive; the id of the request, once all of it is stored."""
+        return self._call(lambda producer: producer.forward(inputs, to, **options))
+
+    def deliveries(self, inbox: str, **options: Any) -> Iterator[SyncDelivery]:
+        """The results that were forwarded to an inbox, shared by all who receive from it."""
+        running = self._opened()
+        deliveries = running.producer.deliveries(inbox, **options)
+        try:
+            while True:
+                delivery = running.thread.call(anext(deliveries))
+                same = {told.name: getattr(delivery, told.name) for told in fields(delivery)}
+                yield SyncDelivery(**same, _thread=running.thread)
+        finally:
+            running.thread.call_off(deliveries.aclose())
 
     def cancel(self, request_id: str) -> None:
         """Give a submitted request up."""

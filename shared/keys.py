@@ -76,6 +76,14 @@ class Keys:
         """Stream of results for one producer process; expires unless its reader renews it."""
         return f"{self.base}:r:{instance}"
 
+    def inbox(self, name: str) -> str:
+        """Stream of results that a group of receivers shares; expires unless its senders or receivers renew it."""
+        return f"{self.base}:r:to:{name}"
+
+    def inbox_notes(self, name: str) -> str:
+        """Hash `<request id>:<job>` -> what the receiver is told beside the result: see `producer/forward.lua`."""
+        return f"{self.base}:to:{name}"
+
     def quota(self, name: str) -> str:
         """Hash: what is left of the quota of one of the API's keys; expires when it would be full."""
         return f"{self.base}:quota:{name}"

@@ -16,6 +16,8 @@ from embedstream.shared.errors import EmbedstreamError
 
 EVERY_S = 1.0
 """Time between two events of progress."""
+_WAITING = "waiting"
+"""How states begin in which somebody else is waited for."""
 
 
 class Events:
@@ -53,8 +55,8 @@ class Events:
         progress = self._progress
         if progress.state != self._waiting:
             self._waiting = progress.state
-            if progress.state:
-                self._tell("waiting", reason=progress.state)
+            if progress.state.startswith(_WAITING):
+                self._tell("waiting", reason=progress.state.removeprefix(_WAITING).lstrip(": "))
         if not progress.running:
             return
         if not self._started:

@@ -48,7 +48,7 @@ def run(settings: Settings, options: BackfillOptions, *, as_json: bool = False, 
     options = replace(options, vectors=replace(options.vectors, partial=True))
     own = settings.redis_url is None and not runfile.find_live()
     progress = Progress()
-    loading = f"loading {settings.served_names[0]}" if own else "waiting for a consumer"
+    loading = f"loading {settings.served_names[0]}" if own else ""
     with Signals() as signals, closing(_view(progress, options, loading, as_json=as_json)) as view:
         one = _Run(signals, view, progress)
         try:

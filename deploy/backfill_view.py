@@ -57,7 +57,7 @@ class Lines:
     Args:
         progress: of the backfill.
         output: as it was given.
-        loading: what is done while no consumer serves the model.
+        loading: what consumers of its own do until they serve the model; "" where it joins others.
         stderr: where words go.
         clock: seconds, as `time.monotonic`.
     """
@@ -78,21 +78,24 @@ class Lines:
         self._clock = clock
         self._next_s = clock() + LINE_S
         self._began = False
+        self._told = ""
 
     def show(self) -> None:
-        """Write a line, if it is time."""
-        if self._progress.running and not self._began:
-            self._began = True
-            if self._progress.resumed_rows:
-                self._say(f"Going on: {self._progress.resumed_rows:,} rows are done already.")
-        if self._clock() >= self._next_s:
+        """Write a line, if it is time, or if something is amiss that was not before."""
+        self._tell_begin()
+        doing = _doing(self._progress, self._loading)
+        is_new = doing not in {"", self._told}
+        self._told = doing or self._told
+        if is_new or self._clock() >= self._next_s:
             self._next_s = self._clock() + LINE_S
             self._say(" · ".join([_how_many(self._progress), *_facts(self._progress, self._loading)]))
 
     def stopping(self) -> None:
-        """Say what happens now."""
+        """Say what happens now, and how long it may take."""
+        part_s = self._progress.part_s
+        may_take = "" if part_s is None else f", which may take {_duration(part_s)}"
         self._say(
-            "Stopping: the parts under way are finished first. Once more stops at once: they are then made again."
+            f"Stopping: parts under way are finished first{may_take}. Once more stops at once; they are made again."
         )
 
     def finished(self, outcome: Outcome) -> None:
@@ -112,6 +115,12 @@ class Lines:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _tell_begin(self) -> None:
+        if self._progress.running and not self._began:
+            self._began = True
+            if self._progress.resumed_rows:
+                self._say(f"Going on: {self._progress.resumed_rows:,} rows are done already.")
 
     def _say(self, text: str) -> None:
         stream = self._stderr or sys.stderr
@@ -135,8 +144,7 @@ class Bar(Lines):
 
     def show(self) -> None:
         """Draw it anew."""
-        self._next_s = float("inf")
-        super().show()
+        self._tell_begin()
         self._live.refresh()
 
     def finished(self, outcome: Outcome) -> None:
@@ -176,17 +184,21 @@ def _how_many(progress: Progress) -> str:
 
 def _facts(progress: Progress, loading: str) -> list[str]:
     """Speed, time left, bad rows, and what is amiss."""
+    doing = _doing(progress, loading)
     if not progress.running:
-        return [loading if progress.state or not progress.model else "preparing"]
+        return [doing or "preparing"]
     rows_a_second, tokens_a_second = progress.rates
     facts = [f"{rows_a_second:,.0f} rows/s", f"{tokens_a_second:,.0f} tokens/s"]
     if progress.left_s is not None:
         facts.append(f"{_duration(progress.left_s)} left")
     if progress.bad_rows:
         facts.append(_bad_rows(progress.bad_rows))
-    if progress.state:
-        facts.append(progress.state)
-    return facts
+    return [*facts, doing] if doing else facts
+
+
+def _doing(progress: Progress, loading: str) -> str:
+    """What it does besides its work."""
+    return progress.state if progress.model or not loading else loading
 
 
 def _sum(progress: Progress, outcome: Outcome, output: str) -> str:

@@ -23,6 +23,7 @@ class Progress:
         tokens: of those texts.
         bad_rows: of this process.
         parts: committed by this process.
+        part_rows: rows of the input in a part, once that is known.
         model: its name, once a consumer serves it.
         state: what it does now, in words for people; "" while it works.
     """
@@ -35,14 +36,16 @@ class Progress:
     tokens: int = 0
     bad_rows: int = 0
     parts: int = 0
+    part_rows: int = 0
     model: str = ""
     state: str = ""
     started_s: float = field(default_factory=time.monotonic)
     _began_s: float | None = None
     _samples: deque[tuple[float, int, int]] = field(default_factory=deque)
 
-    def begin(self) -> None:
-        """Input, model and state are ready: from now on parts are made."""
+    def begin(self, part_rows: int) -> None:
+        """Input, model and state are ready: from now on parts of so many rows are made."""
+        self.part_rows = part_rows
         self._began_s = time.monotonic()
 
     @property
@@ -79,6 +82,12 @@ class Progress:
         (then, rows, tokens), (_, rows_now, tokens_now) = self._samples[0], self._samples[-1]
         seconds = max(time.monotonic() - then, 1e-9)
         return (rows_now - rows) / seconds, (tokens_now - tokens) / seconds
+
+    @property
+    def part_s(self) -> float | None:
+        """Time that a part takes, as it goes now; None while nobody knows."""
+        rate = self.rates[0]
+        return self.part_rows / rate if rate > 0 else None
 
     @property
     def left_s(self) -> float | None:

@@ -29,7 +29,7 @@ class Clock:
 def progress(monkeypatch: pytest.MonkeyPatch) -> Progress:
     """Of a backfill that has worked for ten seconds of twenty."""
     made = Progress(total_rows=12_000, resumed_rows=2_000, rows=4_000, computed_rows=5_000, tokens=50_000, parts=2)
-    made.model, made.started_s, made._began_s = "m", 0.0, 10.0
+    made.part_rows, made.model, made.started_s, made._began_s = 2_000, "m", 0.0, 10.0
     monkeypatch.setattr("time.monotonic", lambda: 20.0)
     return made
 
@@ -66,9 +66,23 @@ def test_before_the_model_is_there_it_is_what_is_waited_for(progress: Progress) 
     clock, stderr = Clock(), io.StringIO()
     lines = Lines(progress, "out", "loading m", stderr=stderr, clock=clock)
     progress._began_s, progress.model, progress.state = None, "", "waiting: no model yet"
+    progress.rows = progress.computed_rows = progress.resumed_rows = 0
+    lines.show()
+    assert stderr.getvalue() == "0 % · 0 of 12,000 rows · loading m\n"  # at once
+    lines.show()
+    assert stderr.getvalue().count("\n") == 1
+    progress.model, progress.state = "m", ""
     clock.now += LINE_S
     lines.show()
-    assert stderr.getvalue().endswith("· loading m\n")
+    assert stderr.getvalue().endswith("rows · preparing\n")
+
+
+def test_beside_a_server_the_reason_is_told(progress: Progress) -> None:
+    clock, stderr = Clock(), io.StringIO()
+    lines = Lines(progress, "out", "", stderr=stderr, clock=clock)
+    progress._began_s, progress.model, progress.state = None, "", "waiting: no model yet"
+    lines.show()
+    assert stderr.getvalue().endswith("· waiting: no model yet\n")
 
 
 def test_the_last_line_is_all_of_stdout(progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +92,7 @@ def test_the_last_line_is_all_of_stdout(progress: Progress, capsys: pytest.Captu
     lines.interrupted()
     shown = capsys.readouterr()
     assert shown.out == "11,998 rows in out · 2 bad rows, told in out.bad-rows.jsonl · 20.0 s · 400 rows/s\n"
+    assert "finished first, which may take 4 s." in shown.err
     assert "The same command goes on" in shown.err
     progress.rows = 0
     lines.finished(outcome())
@@ -142,6 +157,8 @@ def test_events_tell_everything_in_order(progress: Progress) -> None:
     clock, stdout = Clock(), io.BytesIO()
     events = Events(progress, "in", "out", stdout=stdout, clock=clock)
     began, progress._began_s, progress.model = progress._began_s, None, ""
+    progress.state = "finishing the output"
+    events.show()
     progress.state = "waiting: no model"
     events.show()
     events.show()
@@ -156,7 +173,7 @@ def test_events_tell_everything_in_order(progress: Progress) -> None:
     told = events_in(stdout)
     assert all(event.pop("elapsed_s") == 20.0 for event in told)
     waiting, started, part, progressed, again, stopping, interrupted, finished = told
-    assert waiting == {"event": "waiting", "reason": "waiting: no model"}
+    assert waiting == {"event": "waiting", "reason": "no model"}
     assert started == {
         "event": "started",
         "input": "in",

@@ -191,8 +191,12 @@ def side_file_of(folder: Path, output: Output | None) -> Path:
 
 
 def lies_beside(folder: Path, output: Output) -> bool:
-    """Whether a state folder is the one that an output has of itself: the two may be moved together."""
-    return folder.absolute() == output.state_folder.absolute()
+    """Whether a state folder lies beside its output, so that the two may be moved together.
+
+    That of a database or of an object store is only named after a table or a folder there, of which others may have
+    one of the same name.
+    """
+    return output.is_local and folder.absolute() == output.state_folder.absolute()
 
 
 def refuse_foreign(output: Output, folder: Path) -> None:

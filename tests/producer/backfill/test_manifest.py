@@ -305,6 +305,16 @@ def test_with_a_state_folder_of_its_own_the_output_must_be_the_same(
         begin(state=tmp_path / "state", output=OutputOptions(str(tmp_path / "other")))
 
 
+def test_tables_of_one_name_in_two_databases_are_two_outputs(
+    begin: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begin(output=OutputOptions("postgresql://me:one@a/db?table=docs")).close()
+    begin(output=OutputOptions("postgresql://me:two@a/db?table=docs")).close()
+    with pytest.raises(Misconfigured, match=r"OUT was `postgresql://me:\*\*\*@a/db\?table=docs` and is now `.*@b/db"):
+        begin(output=OutputOptions("postgresql://me:one@b/db?table=docs"))
+
+
 def test_a_survey_tells_how_far_it_is(begin: Make, options: BackfillOptions) -> None:
     folder = output_of(options.output).state_folder
     assert survey(folder) is None

@@ -105,8 +105,11 @@ class Lines:
 
     def interrupted(self) -> None:
         """Say how to go on."""
-        done = self._progress.resumed_rows + self._progress.rows
-        self._say(f"Stopped with {done:,} rows done. The same command goes on from there.")
+        if self._progress.running:
+            done = self._progress.resumed_rows + self._progress.rows
+            self._say(f"Stopped with {done:,} rows done. The same command goes on from there.")
+        else:
+            self._say("Stopped before anything was embedded.")
 
     def failed(self, error: EmbedstreamError, exit_code: int) -> None:
         """The error's own line comes after this."""

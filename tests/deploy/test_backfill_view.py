@@ -108,6 +108,8 @@ def test_an_error_says_how_to_go_on_once_there_is_something_to_go_on_with(
     progress._began_s = None
     lines.failed(Unavailable("no Redis"), 69)
     assert capsys.readouterr().err == ""
+    lines.interrupted()
+    assert capsys.readouterr().err == "Stopped before anything was embedded.\n"
 
 
 @pytest.fixture

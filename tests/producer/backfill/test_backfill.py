@@ -120,14 +120,18 @@ async def test_half_vectors_of_fewer_components(
 
 
 @pytest.mark.parametrize(
-    "vectors",
-    [Options(prompt="nonsuch", partial=True), Options(adapter="nonsuch", partial=True)],
-    ids=["prompt", "adapter"],
+    ("vectors", "named"),
+    [
+        (Options(prompt="nonsuch", partial=True), "nonsuch"),
+        (Options(adapter="nonsuch", partial=True), "nonsuch"),
+        (Options(vectors=VectorOptions(dimensions=99), partial=True), "99"),
+    ],
+    ids=["prompt", "adapter", "dimensions"],
 )
 async def test_what_the_model_does_not_do_is_refused_before_anything_is_written(
-    run: Run, stub: Any, options: BackfillOptions, tmp_path: Path, vectors: Options
+    run: Run, stub: Any, options: BackfillOptions, tmp_path: Path, vectors: Options, named: str
 ) -> None:
-    with pytest.raises(InvalidInput, match="nonsuch"):
+    with pytest.raises(InvalidInput, match=named):
         await run(replace(options, vectors=vectors))
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.backfill").exists()

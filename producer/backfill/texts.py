@@ -62,7 +62,7 @@ class Texts:
         wide = any(pa.types.is_large_string(column.type) for column in columns.values())
         kind = pa.large_string() if wide else pa.string()
         parts = [part.cast(kind) for part in parts]
-        joined = pc.binary_join_element_wise(*parts, pa.scalar("", kind), null_handling="replace", null_replacement="")
+        joined = pc.binary_join_element_wise(*parts, pa.scalar("", kind), null_handling="skip")
         some = pc.is_valid(columns[self.columns[0]])
         for name in self.columns[1:]:
             some = pc.or_(some, pc.is_valid(columns[name]))

@@ -25,6 +25,7 @@ COLUMNS: dict[str, list[Any]] = {
     "price": [Decimal("1.50"), None, None, Decimal("2.00")],
     "tags": [["t"], [], None, ["u", "v"]],
     "row": [1, 2, 3, 4],
+    "Lang": ["en", "de", "en", None],
 }
 
 
@@ -119,6 +120,7 @@ def test_only_columns_that_are_needed_are_read(path: str) -> None:
         ("year <> 2024", [3]),
         ("year IS NULL -- no year", [1, 2]),
         ("NULL", []),
+        ("lang = 'en'", [0, 2]),
         ("true", [0, 1, 2, 3]),
         ("id % 2 = 1", [1, 3]),
         ("len(tags) > 1 OR tags[1] = 't'", [0, 3]),

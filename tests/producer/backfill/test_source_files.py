@@ -139,6 +139,16 @@ def test_rows_are_known_where_the_format_tells(tmp_path: Path) -> None:
         assert source.estimated_rows() == known
 
 
+def test_files_whose_rows_are_known_are_skipped_without_being_opened(tmp_path: Path) -> None:
+    for number in range(3):
+        write_parquet(tmp_path / f"{number}.parquet", text=[f"{number}"] * 4)
+    source = source_of(tmp_path)
+    (tmp_path / "0.parquet").unlink()
+    with source.open(next(shards_of(source.files))) as reader:
+        assert reader.skip(6) == 6
+        assert [text for block in reader.take(3) for text in block.texts.to_pylist()] == ["1", "1", "2"]
+
+
 @pytest.mark.parametrize(
     "values", [["1", "02"], ["-1", "2147483648"], ["a%20b", "1"], ["1.5", "2"], ["7", "__HIVE_DEFAULT_PARTITION__"]]
 )

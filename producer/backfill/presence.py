@@ -17,7 +17,7 @@ from embedstream.shared.keys import backfills
 from embedstream.shared.logs import get_logger
 from embedstream.shared.processes import own_identity
 
-from .beats import EVERY_S, LASTS_S, Beat
+from .beats import EVERY_S, LASTS_S, Beat, beats_in
 from .drafts import draft_of, host_name
 from .progress import Progress
 from .state import State
@@ -54,6 +54,7 @@ class Presence:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(beats_in, self._path.parent)  # which removes what killed processes have left
         self._task = asyncio.create_task(self._run(), name="backfill-presence")
         return self
 

@@ -293,7 +293,7 @@ async def test_an_inbox_outlives_its_senders_for_a_while(
     await producer.forward([[5]], "indexer", timeout_s=500)
     assert [4090 < await redis.ttl(key) <= 4100 for key in both] == [True, True]
     await producer.forward([[5]], "indexer", timeout_s=50)
-    assert [4090 < await redis.ttl(key) for key in both] == [True, True]  # never shortened
+    assert [await redis.ttl(key) > 4090 for key in both] == [True, True]  # never shortened
 
 
 async def test_a_producer_that_is_closed_receives_no_more(

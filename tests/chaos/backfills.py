@@ -129,7 +129,7 @@ class Backfill:
             Broken: one does.
         """
         deadline_s = time.monotonic() + within_s
-        while left := [process.name for process in self.started if _group_lives(process.pid)]:
+        while left := [process.name for process in self.started if _group_lives(process)]:
             if time.monotonic() > deadline_s:
                 raise Broken(f"children of {left} are still there")
             await asyncio.sleep(0.1)
@@ -222,9 +222,11 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
-def _group_lives(pid: int) -> bool:
+def _group_lives(process: Process) -> bool:
+    if process.code is None:  # asked for, so that one that has ended does not count as a member
+        return True
     try:
-        os.killpg(pid, 0)
+        os.killpg(process.pid, 0)
     except ProcessLookupError:
         return False
     return True

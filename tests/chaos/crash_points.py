@@ -39,7 +39,9 @@ from embedstream.producer.backfill.sink import PartWriter, Sink
 from embedstream.producer.backfill.sinks import open_sink
 from embedstream.producer.fleet import ServedModel
 from embedstream.producer.request import Embeddings, Options, Prepared
+from embedstream.shared import exits
 from embedstream.shared.cards import ModelCard
+from embedstream.shared.errors import EmbedstreamError
 from embedstream.shared.keys import Keys
 from embedstream.shared.lanes import Lane
 from embedstream.shared.tokenization import TextTokenizer
@@ -51,7 +53,7 @@ from .corpus import Corpus
 from .crash_targets import Target, target_of
 from .trial import Broken
 
-ROWS = 72
+ROWS = 48
 PART_ROWS = 24
 MOST_S = 60
 """Of a run: one that hangs is ended by the kernel."""
@@ -65,12 +67,13 @@ class Acts:
 
     Args:
         folder: only files below it count.
-        last: how many are done before the end; -1 for all.
+        before_end: how many are done; -1 for all.
     """
 
-    def __init__(self, folder: Path, last: int) -> None:
+    def __init__(self, folder: Path, before_end: int) -> None:
         self._folder = str(folder)
-        self._left = last
+        self._before_end = before_end
+        self.done = 0
         self._lock = threading.Lock()
 
     def install(self) -> None:
@@ -87,9 +90,9 @@ class Acts:
     def next(self) -> None:
         """One more is about to be done."""
         with self._lock:
-            if self._left == 0:
+            if self.done == self._before_end:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self._left -= 1
+            self.done += 1
 
     def _on_event(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -206,20 +209,28 @@ class Trial:
     folder: Path
     target: Target
 
-    def run(self, last: int) -> int:
+    def run(self, n_acts: int = -1) -> int:
         """Run it in a fork of this process until so many acts are done, -1 for all; returns the exit code."""
         pid = os.fork()
         if pid == 0:
             code = os.EX_SOFTWARE
             signal.alarm(MOST_S)
             try:
-                code = self._in_child(last)
+                code = self._in_child(n_acts)
+            except EmbedstreamError as error:
+                exits.complain(str(error))
+                code = exits.code_of(error)
             except BaseException:  # noqa: BLE001 - nothing of it may run on as a second parent
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()
                 os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def run_whole(self) -> int:
+        """Run it undisturbed; returns how many acts that took."""
+        self.check(self.run(), 0)
+        return int(self.acts.read_text())
 
     def check(self, code: int, committed: int) -> None:
         """Hold the output against the input, after the last run.
@@ -246,13 +257,18 @@ class Trial:
         """Where the number of computed texts stands."""
         return self.folder / "computed"
 
+    @property
+    def acts(self) -> Path:
+        """Where a run that was not killed writes how much it did."""
+        return self.folder / "acts"
+
     def committed(self) -> int:
         """Rows of the output that are committed; it is no backfill that asks."""
         parts = self.target.state / "parts"
         return sum(record.rows for record in Records(parts).all()) if parts.exists() else 0
 
-    def _in_child(self, last: int) -> int:
-        acts = Acts(self.folder, last)
+    def _in_child(self, n_acts: int) -> int:
+        acts = Acts(self.folder, n_acts)
         replace_in(backfills, "open_sink", lambda *asked: CountedSink(open_sink(*asked), acts))
         replace_in(backfills, "Tokenizing", InlineTokenizing)
         options = BackfillOptions(
@@ -265,6 +281,7 @@ class Trial:
         producer: Any = ToyProducer(self.computed)
         acts.install()
         outcome = asyncio.run(backfills.backfill(producer, options, Progress(), asyncio.Event()))
+        self.acts.write_text(str(acts.done))
         return os.EX_DATAERR if outcome.bad_rows else os.EX_OK
 
 
@@ -279,35 +296,37 @@ def main() -> int:
     if options.ablate:
         ABLATIONS[options.ablate]()
     made = corpus.make(options.folder / "in", options.seed, ROWS, corpus.Kind(".jsonl*"))
-    trial = options.folder / "trial"
-    with target_of(trial, options.out) as target:
-        last = 0
-        while _one(Trial(made, trial, target), last, random.Random(options.seed + last)):
-            last += 1
-    sys.stdout.write(f"{last} kills\n")
+    folder = options.folder / "trial"
+    chosen = random.Random(options.seed)
+    with target_of(folder, options.out) as target:
+        trial = Trial(made, folder, target)
+        n_acts = _begin(trial).run_whole()
+        for number in chosen.sample(range(n_acts), n_acts):  # so that a broken one is met soon
+            _one(_begin(trial), number, chosen.randrange(n_acts) if number % 3 == 0 else 0)
+    sys.stdout.write(f"{n_acts} kills\n")
     return os.EX_OK
 
 
-def _one(trial: Trial, last: int, chosen: random.Random) -> bool:
-    """One trial in a folder that is removed again. Whether there were more acts than `last`."""
+def _begin(trial: Trial) -> Trial:
+    """As if it had never been run."""
+    shutil.rmtree(trial.folder, ignore_errors=True)
     trial.folder.mkdir()
     trial.target.clear()
+    return trial
+
+
+def _one(trial: Trial, number: int, again: int) -> None:
+    """Kill before an act, and if `again` is not 0, before that one of the second run as well."""
     try:
-        code = trial.run(last)
-        if code == os.EX_DATAERR:
-            trial.check(code, 0)
-            return False
-        if code != -signal.SIGKILL:
-            raise Broken(f"it ended with {code}")
-        if last % 3 == 0:  # what goes on from a kill may be killed as well
-            trial.run(chosen.randrange(max(1, last)))
+        for n_acts in [number, *([again] if again else [])]:
+            code = trial.run(n_acts)
+            if code not in (-signal.SIGKILL, os.EX_DATAERR):  # threads take turns: a run may have fewer acts
+                raise Broken(f"it ended with {code}")
         committed = trial.committed()
         trial.computed.unlink(missing_ok=True)
-        trial.check(trial.run(-1), committed)
+        trial.check(trial.run(), committed)
     except Broken as error:
-        raise Broken(f"killed before act {last} of a backfill to {trial.target.url}: {error}") from None
-    shutil.rmtree(trial.folder)
-    return True
+        raise Broken(f"killed before act {number} of a backfill to {trial.target.url}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -28,11 +29,11 @@ async def test_25_killed_at_every_act(tmp_path: Path, seed: int, out: str) -> No
 @pytest.mark.parametrize(
     ("ablate", "out", "said"),
     [
-        ("record_before_part", "out", "missing"),
+        ("record_before_part", "out", "ended with 78"),
         ("parts_are_added", "out", "there twice"),
         ("no_sweep", "out", "left over"),
         ("joined_before_it_is", "out.parquet", "ended with 78"),
-        ("side_file_after_the_end", "out", "bad rows told of"),
+        ("side_file_after_the_end", "out", "bad rows told of|left over"),
     ],
 )
 async def test_b1_killed_without_a_guard(
@@ -41,8 +42,8 @@ async def test_b1_killed_without_a_guard(
     """Which guard, the row says."""
     code, line = await crash_points(tmp_path, seed, out, ablate)
     assert code == os.EX_SOFTWARE, f"the guard is out, and nothing was broken: {line}"
-    assert said in line
-    _is_red(trial, ablate, line.rpartition(": ")[0] if said != "ended with 78" else line)
+    assert re.search(said, line), line
+    _is_red(trial, ablate, _without_names(line))
 
 
 async def test_b2_claims_of_everybody(site: Sites, trial: Trial, tmp_path: Path, seed: int) -> None:
@@ -73,6 +74,11 @@ async def crash_points(folder: Path, seed: int, out: str, ablate: str = "") -> t
     lines = output.decode().splitlines()
     assert process.returncode is not None
     return process.returncode, lines[-1] if process.returncode != 1 else "\n".join(lines[-30:])
+
+
+def _without_names(line: str) -> str:
+    """What is broken, without paths and rows: `killed before act 17 of a backfill to …: 1 files left over: …`."""
+    return ": ".join(re.sub(" to /.*", "", part) for part in line.split(": ")[:2])
 
 
 def _is_red(trial: Trial, ablate: str, said: str) -> None:

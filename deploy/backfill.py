@@ -13,7 +13,7 @@ import typer
 from embedstream.shared import exits
 from embedstream.shared.settings import Settings
 
-_PACKAGES = ("pyarrow", "fsspec")
+_PACKAGES = ("duckdb", "fsspec", "pyarrow")
 
 
 class VectorDtype(StrEnum):

@@ -191,6 +191,17 @@ def test_a_known_error_is_one_line(server: str, calls: list[tuple[str | None, di
     )
 
 
+def test_ctrl_c_is_no_traceback(
+    server: str, calls: list[tuple[str | None, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeProducer, "embed", interrupted)
+    result = CliRunner().invoke(cli.app, ["embed", "text"])
+    assert (result.exit_code, result.output) == (130, "")
+
+
 def test_a_run_folder_of_others_is_one_line(home: Path) -> None:
     (home / "run" / "embedstream").mkdir()
     (home / "run" / "embedstream").chmod(0o777)

@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from tests.conftest import Serving
+from typer.testing import CliRunner
+
+from embedstream.deploy import cli
 
 pytestmark = pytest.mark.integration
 
@@ -105,20 +108,25 @@ def test_beside_a_server_it_joins_it(rows: Path, tmp_path: Path, serving: Servin
     assert pc.all(pc.equal(table.column("of"), pa.chunked_array([[*TEXTS[3:], TOO_LONG]]))).as_py()
 
 
+@pytest.mark.usefixtures("same_logging")
 def test_mistakes_are_one_line(rows: Path, tmp_path: Path, serving: Serving) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "something").touch()
-    for arguments, code, words in [
-        ((tmp_path / "nothing.parquet", tmp_path / "out"), 78, "nothing.parquet"),
-        ((rows, tmp_path / "out"), 78, "no column `text`"),
-        ((rows, tmp_path / "out", "--text-column", "body", "--id-column", "id"), 78, "no column `id`"),
-        ((rows, tmp_path / "out", "--text-column", "body", "--id-column", "of", "--vector-column", "of"), 78, "`of`"),
-        ((rows, taken, "--text-column", "body"), 78, "holds something already"),
+    out = tmp_path / "out"
+    for arguments, words in [
+        ((tmp_path / "nothing.parquet", out), "nothing.parquet"),
+        ((rows, out), "no column `text`"),
+        ((rows, out, "--text-column", "body", "--id-column", "id"), "no column `id`"),
+        ((rows, out, "--text-column", "body", "--id-column", "of", "--vector-column", "of"), "column `of`"),
+        ((rows, out, "--text-column", "body", "--where", "of = "), "--where"),
+        ((rows, out, "--text-column", "body", "--template", "{body"), "--template"),
+        ((rows, tmp_path / "out.xlsx", "--text-column", "body"), ".xlsx"),
+        ((rows, taken, "--text-column", "body"), "holds something already"),
     ]:
-        done = backfill(*arguments)
-        assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert words in done.stderr
-    assert not (tmp_path / "out").exists()
+        result = CliRunner().invoke(cli.app, ["backfill", *map(str, arguments)])
+        assert (result.exit_code, result.stdout) == (78, ""), result.output
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert words in result.stderr
+    assert not out.exists()
     assert not (tmp_path / "out.backfill").exists()

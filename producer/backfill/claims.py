@@ -3,7 +3,8 @@
 They are POSIX record locks (`fcntl(2)`). On one machine every file system has them. Several machines share a backfill
 where its state folder is on a file system that carries them over, such as NFS version 4; where the locks of a mount are
 local, as with the options `nolock` and `local_lock`, two machines would do the same part: that is harmless to the
-output, for a part is replaced as a whole, but a waste.
+output, for a part is replaced as a whole, but a waste. What is remembered of an output in a database or an object store
+lies on this machine unless told otherwise: one machine at a time works on it then.
 
 Such locks hold between processes only, and all of a process go with the first descriptor of the file that it closes.
 So a process opens a folder's claims once, and nobody else may open the file.

@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy, Dataset, SaveMode
 
 from embedstream.producer import SyncProducer
 
@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2)
     args = parser.parse_args()
     rows = ray.data.read_parquet(args.input)
-    embedded(rows, args.url, args.text_column, args.actors).write_parquet(args.output)
+    rows = embedded(rows, args.url, args.text_column, args.actors)
+    rows.write_parquet(args.output, mode=SaveMode.ERROR)  # a run that failed begins anew, in an empty folder
 
 
 if __name__ == "__main__":

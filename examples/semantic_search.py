@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("vectors", type=Path, help="Parquet with id, src, text and embedding")
     parser.add_argument("queries", type=Path, help="JSON lines with text, and pos: the id of the passage to be found")
     parser.add_argument("picture", type=Path, help="the map, a PNG")
-    parser.add_argument("--query", default="undo changes when something goes wrong in the middle of an update")
+    parser.add_argument("--query", default="what happens to my data when the power fails")
     parser.add_argument("--clusters", type=int, default=12)
     parser.add_argument(
         "--near", type=float, default=0.95, help="cosine from which on two passages are near-duplicates"

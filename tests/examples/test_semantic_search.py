@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -41,7 +42,10 @@ def passages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1"
+    }  # threads of OpenMP that wait for each other on a busy machine take long
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -15,6 +15,7 @@ from embedstream.producer.fleet import ServedModel
 from embedstream.producer.prepare import prepare
 from embedstream.shared.errors import Misconfigured, StaleCard
 
+from . import manifest as manifests
 from .embedding import Embedding
 from .manifest import manifest_of
 from .metadata import metadata_of
@@ -26,7 +27,7 @@ from .progress import Progress
 from .registry import remember
 from .runner import Runner
 from .sink import OutputSchema
-from .sinks import open_sink, refuse_clash
+from .sinks import open_sink, refuse_clash, try_output
 from .source import Source
 from .sources import open_source
 from .state import State
@@ -89,6 +90,8 @@ async def backfill(
     manifest = manifest_of(options, source.files, source.schema, schema.metadata, part_rows)
     output = output_of(options.output)
     folder = options.state or output.state_folder
+    if not (folder / manifests.NAME).exists():
+        await asyncio.to_thread(try_output, options.output, schema)
     processes = options.tokenizer_processes or max(1, (os.cpu_count() or 2) // 2)
     options = replace(options, vectors=replace(options.vectors, timeout_s=options.vectors.timeout_s or 600.0))
     credit = Credit(options.credit_s, max(1, producer.max_undelivered_bytes // 2 // schema.row_bytes))

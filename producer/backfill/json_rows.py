@@ -1,8 +1,8 @@
 """Rows as JSON, the same for files and for databases.
 
-Numbers, strings, booleans, nulls, lists and structs are JSON's own. Times, dates and decimals are strings as Arrow
-prints them (`2026-11-26 20:12:00.000000Z`, `12.30`): nothing is rounded. Durations are integers in their own unit,
-bytes are base64, maps are lists of pairs, and a float that is not a number is null.
+Numbers, strings, booleans, nulls, lists and structs are JSON's own. Times and dates are strings as Arrow prints them
+(`2026-11-26 20:12:00.000000Z`), and so are decimals (`12.30`): nothing is rounded. Durations are integers in their own
+unit, bytes are base64, maps are lists of pairs, and a float that is not a number is null.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def _bytes(value: Any) -> str:
 
 def _printable(kind: pa.DataType) -> pa.DataType:
     """The type to which a column is cast before it becomes Python's objects."""
-    if (pat.is_temporal(kind) and not pat.is_duration(kind)) or pat.is_decimal(kind):
-        return pa.string()
     if pat.is_duration(kind):
         return pa.int64()
+    if pat.is_temporal(kind):
+        return pa.string()
     if pat.is_struct(kind):
         return pa.struct([field.with_type(_printable(field.type)) for field in kind])
     if pat.is_fixed_size_list(kind):

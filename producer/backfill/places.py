@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import fsspec
 
@@ -13,6 +16,10 @@ from embedstream.shared.errors import Misconfigured
 from embedstream.shared.urls import without_secrets
 
 from .drafts import draft_of, publish, storage, sweep
+from .retries import patiently
+from .trouble import RemoteTroubleError
+
+T = TypeVar("T")
 
 
 class Place(Protocol):
@@ -87,37 +94,59 @@ class ObjectPlace:
     """
 
     def __init__(self, url: str) -> None:
+        self._shown = without_secrets(url)
         try:
             self._store, self._root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise Misconfigured(f"{without_secrets(url)} cannot be opened: {without_secrets(str(error))}") from None
+            raise Misconfigured(f"{self._shown} cannot be opened: {without_secrets(str(error))}") from None
 
     def put(self, draft: Path, name: str) -> None:
-        """Put it whole."""
-        target = f"{self._root}/{name}"
-        self._store.put_file(str(draft), target)
-        self._store.invalidate_cache()
-        size, stored = draft.stat().st_size, self._store.size(target)
-        if stored != size:
-            raise OSError(f"{name} has {size} bytes, of which {stored} are where it was put")
+        """Put it whole.
+
+        Raises:
+            Unavailable: the store has trouble that does not pass.
+        """
+        self._patiently(partial(self._put, draft, f"{self._root}/{name}"))
         draft.unlink()
 
     def names(self) -> Sequence[str]:
         """What is there."""
-        self._store.invalidate_cache()
-        try:
-            entries = self._store.ls(self._root, detail=False)
-        except FileNotFoundError:
-            return ()
-        names = (str(entry).rstrip("/") for entry in entries)
+        names = (entry.rstrip("/") for entry in self._patiently(self._entries))
         return sorted(name.rpartition("/")[2] for name in names if name != self._root.rstrip("/"))
 
     def remove(self, name: str) -> None:
         """Remove an object."""
         try:
-            self._store.rm_file(f"{self._root}/{name}")
+            self._patiently(partial(self._store.rm_file, f"{self._root}/{name}"))
         except FileNotFoundError:
             return
+
+    def _put(self, draft: Path, target: str) -> None:
+        self._store.put_file(str(draft), target)
+        self._store.invalidate_cache()
+        size, stored = draft.stat().st_size, self._store.size(target)
+        if stored != size:
+            raise RemoteTroubleError(f"{draft.name} has {size} bytes, of which {stored} came where it was put")
+
+    def _entries(self) -> list[str]:
+        self._store.invalidate_cache()
+        try:
+            return [str(entry) for entry in self._store.ls(self._root, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        def act() -> T:
+            try:
+                return action()
+            except PermissionError:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # noqa: BLE001 - each store has errors of its own, and they hold whole URLs
+                raise RemoteTroubleError(without_secrets(str(error))) from None
+
+        return patiently(act, (RemoteTroubleError,), self._shown, str)
 
 
 def _device(path: Path) -> int:

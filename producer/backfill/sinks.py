@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.types as pat
@@ -61,6 +62,19 @@ def open_sink(options: OutputOptions, schema: OutputSchema, staging: Path) -> Si
     names = [*(f"{stem}{extension}" for extension in form.extensions[:-1]), output.name]
     place = _place(output, output.location.removesuffix(output.name).rstrip("/") or "/")
     return SingleFileSink(place, names, form, schema, folder, output.shown)
+
+
+def try_output(options: OutputOptions, schema: OutputSchema) -> None:
+    """Try a database that no backfill has written to yet; it blocks.
+
+    What is wrong with a URL shows before a state folder remembers it: that would refuse the right one.
+
+    Raises:
+        Misconfigured, Unavailable: as `open_sink`.
+    """
+    if output_of(options).kind in {Kind.PGVECTOR, Kind.QDRANT}:
+        with TemporaryDirectory() as staging:
+            open_sink(options, schema, Path(staging)).close()
 
 
 def refuse_clash(options: OutputOptions, carried: pa.Schema) -> None:

@@ -69,7 +69,6 @@ class StagedPart:
     def __init__(
         self, form: Format, schema: OutputSchema, drafts: Sequence[Path], deliver: Callable[[], None], where: str
     ) -> None:
-        self._carried = schema.carried
         self._drafts = drafts
         self._deliver = deliver
         self._where = where
@@ -79,8 +78,6 @@ class StagedPart:
 
     def write(self, carried: pa.RecordBatch, vectors: NDArray[Any]) -> None:
         """Append rows."""
-        if carried.schema.types != self._carried.types:
-            carried = carried.cast(self._carried)
         with storage(self._where):
             self._file.write(carried, vectors)
 
@@ -95,8 +92,6 @@ class StagedPart:
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        if self._is_committed:
-            return
         with suppress(OSError):  # the disk may be full; what is being closed is thrown away
             self._file.close()
         with storage(self._where):

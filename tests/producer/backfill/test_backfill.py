@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from qdrant_client import QdrantClient
 
 from embedstream.producer import Lane, Options, Producer, VectorType
 from embedstream.producer.backfill.backfill import Outcome, backfill, finished_already
@@ -196,3 +198,32 @@ async def test_a_model_that_is_replaced_ends_it_and_the_old_one_goes_on(
     stub.card, stub.on_job = card, lambda job, parts: parts
     assert (await run(many)).rows == 38
     assert ds.dataset(tmp_path / "out").count_rows() == 38
+
+
+async def test_a_database_that_cannot_be_used_is_remembered_by_no_state_folder(
+    run: Run, stub: Any, card: ModelCard, options: BackfillOptions, tmp_path: Path
+) -> None:
+    def to(url: str) -> BackfillOptions:
+        return replace(options, output=OutputOptions(url), state=tmp_path / "state")
+
+    with pytest.raises(Misconfigured, match="three slashes"):
+        await run(to("qdrant+file://qdrant/docs"))
+    assert not (tmp_path / "state").exists()
+    outcome = await run(to(f"qdrant+file://{tmp_path}/qdrant/docs?distance=dot"))
+    assert (outcome.complete, outcome.rows) == (True, 38)
+    with closing(QdrantClient(path=str(tmp_path / "qdrant"))) as client:
+        points, _ = client.scroll("docs", limit=100, with_vectors=True)
+    found = {point.payload["key"]: point.vector for point in points if point.payload is not None}
+    assert len(found) == 38
+    np.testing.assert_array_equal(found["k3"], expected(card, ["a 3"])[0])
+
+
+async def test_one_file_is_joined_of_all_parts(
+    run: Run, stub: Any, card: ModelCard, options: BackfillOptions, tmp_path: Path
+) -> None:
+    await run(replace(options, output=OutputOptions(str(tmp_path / "v.parquet"))))
+    table = pq.read_table(tmp_path / "v.parquet")
+    good = [number for number in range(40) if number not in (7, 30)]
+    assert table.column("year").to_pylist() == good
+    vectors = table.column("embedding").combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    np.testing.assert_array_equal(vectors, expected(card, [f"a {number % 25}" for number in good]))

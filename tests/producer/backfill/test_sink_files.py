@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ import pytest
 from backports import zstd
 from numpy.typing import NDArray
 
-from embedstream.producer.backfill import parquet_format
+from embedstream.producer.backfill import parquet_format, retries
 from embedstream.producer.backfill.options import OutputOptions
 from embedstream.producer.backfill.plan import PartId
 from embedstream.producer.backfill.sink import OutputSchema
 from embedstream.producer.backfill.sinks import open_sink
-from embedstream.shared.errors import Misconfigured
+from embedstream.shared.errors import Misconfigured, Unavailable
 
 DIM = 6
 DTYPES = ("float32", "float16")
@@ -61,8 +60,10 @@ def embed(out: str, folder: Path, dtype: str = "float32", parts: Any = PARTS, **
             writer = sink.begin(part)
             for carried, vectors in whole[part]:
                 writer.write(carried, vectors)
-            writer.commit()
-            writer.abort()  # harmless by now
+            try:
+                writer.commit()
+            finally:
+                writer.abort()  # harmless after a commit
         sink.finish(list(parts))
     blocks = [vectors for part in parts for _, vectors in whole[part]]
     return np.concatenate(blocks) if blocks else np.zeros((0, DIM), dtype)
@@ -307,11 +308,42 @@ def test_an_object_store_gets_whole_files(name: str, tmp_path: Path) -> None:
     assert table["id"].to_pylist() == list(range(len(vectors)))
 
 
-def test_an_object_that_came_in_part_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = fsspec.filesystem("memory")
-    monkeypatch.setattr(type(store), "put_file", lambda self, _, target: self.pipe_file(target, b"half"))
-    with pytest.raises(Exception, match="of which 4 are where it was put"):
-        embed(f"memory://{tmp_path.name}/half", tmp_path / "staging")
+def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception | None) -> None:
+    """Let the store put what it is given, or less, or nothing."""
+    monkeypatch.setattr(retries, "PAUSES_S", (0.0,))
+    store = type(fsspec.filesystem("memory"))
+    put, left = store.put_file, list(errors)
+
+    def put_file(self: Any, path: str, target: str) -> None:
+        if left and (error := left.pop(0)) is not None:
+            raise error
+        if left:
+            self.pipe_file(target, b"half")
+        else:
+            put(self, path, target)
+
+    monkeypatch.setattr(store, "put_file", put_file)
+
+
+def test_what_a_store_did_not_take_whole_is_put_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = {PartId(0, 0): (3,)}
+    failing(monkeypatch, None, None)
+    embed(f"memory://{tmp_path.name}/out", tmp_path / "staging", parts=part)
+    with fsspec.open(f"memory://{tmp_path.name}/out/part-00000-000000.parquet", "rb") as file:
+        assert pq.read_table(file).num_rows == 3
+
+
+def test_trouble_of_a_store_is_one_line_without_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = {PartId(0, 0): (3,)}
+    url = f"memory://{tmp_path.name}/out"
+    trouble = RuntimeError("GET https://me:secret@store/x?Signature=secret failed")
+    failing(monkeypatch, trouble, trouble)
+    with pytest.raises(Unavailable, match=r"does not answer: GET https://\*\*\*@store/x\?\*\*\* failed"):
+        embed(url, tmp_path / "staging", parts=part)
+    failing(monkeypatch, PermissionError("secret"))
+    with pytest.raises(Misconfigured, match=r"cannot be written \(Permission denied\)"):
+        embed(url, tmp_path / "staging", parts=part)
+    assert not list((tmp_path / "staging").glob(".*"))
 
 
 def test_what_others_made_is_never_touched(tmp_path: Path) -> None:
@@ -332,6 +364,5 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_column_of_the_vectors_name_is_refused(tmp_path: Path) -> None:
-    schema = replace(schema_of(), vector_column="title")
     with pytest.raises(Misconfigured, match="`title` is carried"):
-        open_sink(OutputOptions(str(tmp_path / "out")), schema, tmp_path / "staging")
+        open_sink(OutputOptions(str(tmp_path / "out"), vector_column="title"), schema_of(), tmp_path / "staging")

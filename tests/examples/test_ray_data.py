@@ -20,7 +20,7 @@ import pytest
 from embedstream.producer import SyncProducer
 from embedstream.shared.settings import Settings
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("ray_driver.py")

@@ -84,11 +84,11 @@ class Round:
 @pytest.mark.parametrize(
     ("suffix", "out"),
     [
-        (".parquet", "out"),
-        (".parquet", "out.parquet"),
-        (".jsonl", "out"),
-        (".jsonl*", "out"),
-        (".jsonl.gz", "out.parquet"),
+        pytest.param(".parquet", "out", id="parquet-to-folder"),
+        pytest.param(".parquet", "out.parquet", id="parquet-to-file"),
+        pytest.param(".jsonl", "out", id="jsonl-to-folder"),
+        pytest.param(".jsonl*", "out", id="mixed-to-folder"),
+        pytest.param(".jsonl.gz", "out.parquet", id="gzip-to-file"),
     ],
 )
 async def test_21_kills(

@@ -20,8 +20,8 @@ from embedstream.shared.tokenization import Tokens
 from .failures import InputFailure
 from .rows import RowPlan
 
-Inputs = Sequence[str] | Sequence[Sequence[int] | NDArray[np.integer]]
-"""Texts, or one sequence of token ids for each input."""
+Inputs = Sequence[str] | Sequence[Sequence[int] | NDArray[np.integer]] | NDArray[Any]
+"""Texts, or one sequence of token ids for each input; an array of texts, or a matrix of ids."""
 
 _MAX_U16 = 2**16
 BYTES_A_TOKEN = 4

@@ -17,7 +17,7 @@ from embedstream.producer.inbox_keys import MAX_NOTE_BYTES, most_rows
 from embedstream.shared import results
 from embedstream.shared.errors import InvalidInput, Overloaded, Unavailable
 from embedstream.shared.jobs import MAX_INPUTS, Job
-from embedstream.shared.keys import Keys
+from embedstream.shared.keys import FIELD_PARTS, Keys
 from embedstream.shared.options import VectorType
 from embedstream.shared.results import MAX_PART_BYTES, ROW, ResultPart, Status
 from embedstream.shared.settings import Settings
@@ -206,6 +206,31 @@ async def test_answers_that_come_twice_are_given_once(producer: Producer, stub: 
     assert rows(await take(deliveries, 1)) == {3: 7}
 
 
+async def test_of_an_entry_only_what_is_left_is_given_again(
+    settings: Settings, producer: Producer, stub: Any, redis: Redis, keys: Keys
+) -> None:
+    """Consumers put answers to several jobs into one entry."""
+    held: list[bytes] = []
+
+    def hold(_: Job, parts: list[ResultPart]) -> list[ResultPart]:
+        held.extend(part.encode() for part in parts)
+        return []
+
+    stub.on_job = hold
+    for number in (5, 6):
+        await producer.forward([[number]], "indexer", ids=[number])
+    while len(held) < 2:
+        await asyncio.sleep(0.01)
+    fields: Any = {FIELD_PARTS: results.frame(held)}
+    await redis.xadd(keys.inbox("indexer"), fields)
+    async with Producer(settings=settings) as other, aclosing(other.deliveries("indexer")) as deliveries:
+        first, _ = await take(deliveries, 2, ack=False)
+        await first.ack()
+    taken = await take(producer.deliveries("indexer"), 1)
+    assert rows([first, *taken]) == {5: 5, 6: 6}
+    assert await is_empty(redis, keys)
+
+
 async def test_senders_are_refused_when_receivers_fall_behind(
     producer: Producer, stub: Any, redis: Redis, keys: Keys
 ) -> None:
@@ -274,12 +299,14 @@ async def test_what_cannot_be_forwarded_is_said(producer: Producer, stub: Any, r
 
 
 async def test_an_inbox_that_redis_lost_is_made_anew(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    deliveries = producer.deliveries("indexer")
+    deliveries = producer.deliveries("indexer", claim_after_s=3600)
     waiting = asyncio.ensure_future(anext(deliveries))
     while not await redis.exists(keys.inbox("indexer")):
         await asyncio.sleep(0.01)
     await redis.delete(keys.inbox("indexer"), keys.inbox_notes("indexer"))
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(20):
+        while not await redis.exists(keys.inbox("indexer")):
+            await asyncio.sleep(0.01)
     await producer.forward([[5]], "indexer", ids=[1])
     async with asyncio.timeout(20):
         assert rows([await waiting]) == {1: 5}

@@ -120,6 +120,27 @@ async def test_token_ids_are_embedded_as_they_are(producer: Producer, stub: Any)
     np.testing.assert_allclose(vectors[:, 0], [12, 8])
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        np.array([[5, 6], [7, 8]], np.uint16),
+        np.array([[5, 6], [7, 8]], np.int64)[::-1][::-1],
+        [np.array([5, 6], np.int32), np.array([7, 1, 7], np.uint64)],
+        (np.array([5, 6]), [8, 7]),
+        np.array([np.array([4, 5, 2]), np.array([15])], object),
+    ],
+)
+async def test_ids_may_be_arrays_of_any_shape(producer: Producer, stub: Any, inputs: Any) -> None:
+    vectors = await producer.embed(inputs)
+    assert vectors[:, 0].tolist() == [12, 16]
+
+
+@pytest.mark.parametrize("kind", [object, str])
+async def test_texts_may_be_an_array(producer: Producer, stub: Any, card: ModelCard, kind: Any) -> None:
+    texts = ["the queue", "a"]
+    np.testing.assert_allclose(await producer.embed(np.array(texts, kind)), expected(card, texts))
+
+
 async def test_options_travel_with_the_job(producer: Producer, stub: Any) -> None:
     vectors = await producer.embed(["a"], dimensions=2, normalize=True, dtype="float16", lane="bulk", timeout_s=7)
     assert vectors.dtype == np.float16

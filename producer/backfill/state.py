@@ -159,8 +159,6 @@ class State:
         with self._claims.alone(BEGINNING):
             if not path.exists():
                 self._refuse_leftovers(path)
-                if output is not None:
-                    refuse_foreign(output, self._folder)
                 write_whole(path, manifest.encode())
                 return manifest
         found = manifests.Manifest.decode(path.read_bytes(), path)

@@ -70,6 +70,7 @@ async def test_a_running_process_is_seen_in_the_folder_and_in_redis(
     (state.beats / f"{killed.mark}.json").write_bytes(killed.encode())
     progress = Progress(total_rows=100, state="waiting: nobody is there")
     async with Presence(client, prefix, state, progress, "/out", every_s=0.02):
+        assert not (state.beats / f"{killed.mark}.json").exists()
         await until(lambda: beats_at(redis, prefix))
         (said,) = beats_in(state.beats).values()
         assert (said.id, said.out, said.taken, said.total) == (state.manifest.id, "/out", 0, 100)

@@ -87,8 +87,8 @@ class Backfill:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What goes on with it, typed in `folder`; empty where it is complete, or nobody knows."""
-        return self.survey.manifest.command if self.survey and not self.survey.is_complete else ()
+        """What it was begun with, typed in `folder`; empty where nobody knows."""
+        return self.survey.manifest.command if self.survey else ()
 
     @property
     def folder(self) -> str | None:

@@ -127,7 +127,8 @@ def test_state_folders_are_remembered_as_long_as_they_are_there(
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").touch()
         registry.remember(Path(name))
-        registry.remember(tmp_path / name)
+    registry.remember(tmp_path / "b")
+    assert len(list(registry.registry_folder().iterdir())) == 2
     (registry.registry_folder() / "other.json").write_text("{")
     monkeypatch.chdir("/")
     assert sorted(registry.remembered()) == [tmp_path / "a", tmp_path / "b"]

@@ -110,13 +110,21 @@ class PgvectorSink:
 
     def _patiently(self, action: Callable[[psycopg.Connection], T]) -> T:
         """Do something in the database, again where the connection broke over it."""
+
+        def act() -> T:
+            try:
+                return action(self._connected())
+            except psycopg.OperationalError:
+                self.close()  # it may be of no use any more, and not know it yet
+                raise
+
         try:
-            return patiently(lambda: action(self._connected()), (psycopg.OperationalError,), self._where, _told)
+            return patiently(act, (psycopg.OperationalError,), self._where, _told)
         except psycopg.Error as error:
             raise Misconfigured(f"{self._where} refuses what is asked of it: {_told(error)}") from error
 
     def _connected(self) -> psycopg.Connection:
-        if self._connection is None or self._connection.closed:
+        if self._connection is None:
             self._connection = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=10)
             set_json_dumps(print_json, self._connection)
             self._table.require_extension(self._connection)

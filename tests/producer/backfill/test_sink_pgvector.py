@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pgvector.psycopg import register_vector
 
@@ -146,6 +147,7 @@ def test_a_part_is_seen_whole_or_not_at_all(
 
 def test_every_type_has_a_column(open_table: Opener, database: psycopg.Connection) -> None:
     moment = dt.datetime(2026, 11, 26, 20, 12, 0, 5, dt.UTC)
+    nanoseconds = pa.array([moment], pa.timestamp("us", "UTC")).cast(pa.timestamp("ns", "UTC")).cast(pa.int64())
     columns = {
         "id": pa.array(["a\0b"]),
         "i1": pa.array([1], pa.int8()),
@@ -158,7 +160,7 @@ def test_every_type_has_a_column(open_table: Opener, database: psycopg.Connectio
         "bytes": pa.array([b"\0\xff"]),
         "day": pa.array([moment.date()]),
         "clock": pa.array([moment.time()]),
-        "moment": pa.array([moment], pa.timestamp("ns", "UTC")),
+        "moment": pc.add(nanoseconds, 7).cast(pa.timestamp("ns", "UTC")),
         "local": pa.array([moment.replace(tzinfo=None)], pa.timestamp("us")),
         "took": pa.array([5], pa.duration("ms")),
         "price": pa.array([decimal.Decimal("12.30")]),

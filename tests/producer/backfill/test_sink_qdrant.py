@@ -139,7 +139,9 @@ def test_ids_that_qdrant_takes_stay_and_others_become_uuids_of_their_own() -> No
     ids = [known, known.upper(), known.replace("-", ""), "a", "12"]
     named = point_ids(pa.array(ids))
     assert named[0] == known
-    assert len({*named, *point_ids(pa.array([-1, -2])), *point_ids(pa.array([1.5]))}) == 8
+    negative = point_ids(pa.array([-1, -2]))
+    assert [str(uuid.UUID(str(name))) for name in negative] == negative
+    assert len({*named, *negative, *point_ids(pa.array([1.5]))}) == 8
     assert named == point_ids(pa.array(ids))
     assert point_ids(pa.array([dt.date(2026, 1, 2)])) == point_ids(pa.array(["2026-01-02"]))
 

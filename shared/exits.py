@@ -72,8 +72,6 @@ def run(command: Callable[[], int]) -> int:
     except EmbedstreamError as error:
         complain(str(error))
         return code_of(error)
-    except KeyboardInterrupt:  # whoever pressed Ctrl-C knows
-        return interrupted_by(signal.SIGINT)
     except PermissionError as error:  # a folder or port that is not ours to use; the message names it
         complain(str(error))
         return os.EX_UNAVAILABLE

@@ -130,6 +130,7 @@ def test_the_bar_fits_a_terminal(progress: Progress, terminal: Console) -> None:
     shown = written(terminal)
     assert "58 % · 7,000 of 12,000 rows" in shown
     assert "500 rows/s · 5,000 tokens/s · 10 s left · waiting: a reason" in shown
+    assert "that there is for it" not in shown  # cut, not wrapped: the bar would jump
     assert max(map(len, re.split(r"[\r\n]+", shown))) <= 80
 
 

@@ -186,8 +186,10 @@ def test_whatever_ends_it_the_same_command_goes_on(start: Starter) -> None:
     assert backfill.ended() == 0, backfill.errors
     backfill.check()
     assert backfill.leftovers() == []  # also those of the killed one
-    again = start(FAKE_FINAL="1")  # all is done: no consumer is started
+    started = len(list(backfill.fakes.iterdir()))
+    again = start(FAKE_FINAL="1")
     assert again.ended() == 0, again.errors
+    assert len(list(again.fakes.iterdir())) == started  # all is done: no consumer is started
     assert "2,000 rows in " in again.process.stdout.read()  # type: ignore[union-attr]  # it is a pipe
 
 

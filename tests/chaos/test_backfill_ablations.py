@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +11,11 @@ import pytest
 from . import corpus
 from .backfill_ablations import ABLATIONS
 from .backfills import Backfill
+from .crash_points import in_a_process
 from .deployment import Device, Sites
 from .trial import Trial
 
 pytestmark = pytest.mark.chaos
-
-
-@pytest.mark.parametrize("out", ["out", "out.parquet", "out.jsonl.gz", "pgvector"])
-async def test_25_killed_at_every_act(tmp_path: Path, seed: int, out: str) -> None:
-    """Killed before each act upon files, from the first to the last, and resumed."""
-    code, said = await crash_points(tmp_path, seed, out)
-    assert code == os.EX_OK, said
 
 
 @pytest.mark.parametrize(
@@ -40,7 +32,7 @@ async def test_b1_killed_without_a_guard(
     trial: Trial, tmp_path: Path, seed: int, ablate: str, out: str, said: str
 ) -> None:
     """Which guard, the row says."""
-    code, line = await crash_points(tmp_path, seed, out, ablate)
+    code, line = await in_a_process(tmp_path, seed, out, ablate)
     assert code == os.EX_SOFTWARE, f"the guard is out, and nothing was broken: {line}"
     assert re.search(said, line), line
     _is_red(trial, ablate, _without_names(line))
@@ -57,23 +49,6 @@ async def test_b2_claims_of_everybody(site: Sites, trial: Trial, tmp_path: Path,
             again = job.computed_again()
             assert again > 0, "nobody claims anything, and no row was computed twice"
             _is_red(trial, "claims_of_everybody", f"{again:,} of {len(made.good):,} rows computed again")
-
-
-async def crash_points(folder: Path, seed: int, out: str, ablate: str = "") -> tuple[int, str]:
-    """Run `crash_points`; returns its exit code and its last line."""
-    argv = ["-m", "tests.chaos.crash_points", str(folder), "--out", out, "--seed", str(seed), "--ablate", ablate]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        output, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    lines = output.decode().splitlines()
-    assert process.returncode is not None
-    return process.returncode, lines[-1] if process.returncode != 1 else "\n".join(lines[-30:])
 
 
 def _without_names(line: str) -> str:

@@ -128,8 +128,6 @@ _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 def _cast(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     if column.type == wanted:
         return column
-    if pa.types.is_dictionary(column.type):
-        return _cast(column.dictionary_decode(), wanted)
     if pa.types.is_run_end_encoded(column.type):
         return _cast(pc.run_end_decode(column), wanted)
     return column.cast(wanted)

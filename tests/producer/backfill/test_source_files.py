@@ -104,6 +104,10 @@ def test_what_cannot_be_told_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"a\.json does not tell its format.*--format"):
         source_of(tmp_path)
     assert texts_of(source_of(tmp_path, format="text")) == ["one"]
+    write_text(tmp_path / "a.parquet.gz", "one")
+    with pytest.raises(Misconfigured, match=r"a\.parquet\.gz does not tell its format"):
+        source_of(tmp_path / "a.parquet.gz")
+    (tmp_path / "a.parquet.gz").unlink()
     write_text(tmp_path / "b.txt", "one")
     (tmp_path / "a.json").rename(tmp_path / "a.csv")
     with pytest.raises(Misconfigured, match=r"several formats: .*a\.csv is csv, .*b\.txt is text"):
@@ -230,6 +234,11 @@ def test_files_behind_a_url(memory: Any, tmp_path: Path) -> None:
     assert rows_of(source_of("memory://in/*/*.parquet", carry=("year",), id_column="id"))[0] == {"id": 1, "year": 2024}
     assert texts_of(source_of("memory://in/lines.jsonl.gz")) == ["x", "y"]
     assert texts_of(source_of("memory://set")) == ["s", "t"]
+    digests = set()
+    for tail in (b"end", b"END"):
+        memory.pipe("/in/long.txt", b"word " * 100_000 + tail)
+        digests.add(source_of("memory://in/long.txt").files[0].digest)
+    assert len(digests) == 2
     before = source_of("memory://in/lines.jsonl.gz")
     memory.pipe("/in/lines.jsonl.gz", b"")
     with pytest.raises(Misconfigured, match=r"lines\.jsonl\.gz was changed"):

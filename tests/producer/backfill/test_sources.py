@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from backports import zstd
@@ -336,6 +337,25 @@ def test_blocks_are_small_whatever_the_row_group(tmp_path: Path, monkeypatch: py
             assert block.n_bytes < 1.2 * reading.BLOCK_BYTES
             most = max(most, pa.total_allocated_bytes() - before)
     assert most < 40 * 1024 * 1024  # of 60 MB in the one row group
+
+
+def test_blocks_are_small_whatever_the_batch_of_arrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    table = pa.table({"text": [f"{n} " + "word " * 1000 for n in range(4000)]})
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    blocks = blocks_of(path=str(tmp_path / "a.arrow"))
+    assert sum(len(block.rows) for block in blocks) == 4000
+    assert max(block.n_bytes for block in blocks) < 1.1 * reading.BLOCK_BYTES
+
+
+def test_runs_of_one_value_are_decoded(tmp_path: Path) -> None:
+    table = pa.table({"text": pc.run_end_encode(pa.array(["a", "a", None, "b"]))})
+    with ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    blocks = blocks_of(path=str(tmp_path / "a.arrow"))
+    assert [row["text"] for row in rows_of(blocks)] == ["a", "a", "b"]
+    assert bad_of(blocks) == [(2, BadReason.NULL)]
 
 
 def test_a_line_may_be_huge_and_one_that_is_too_long_is_a_bad_row(

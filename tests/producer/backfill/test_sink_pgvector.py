@@ -7,6 +7,7 @@ import decimal
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_a_part_written_twice_is_there_once_and_as_written_last(
     with closing(open_table()) as sink:
         write(sink, (carried(2, 3, title="new"), vectors(2, 2.0)))
     assert read(database, "id, title") == [(1, "é\n"), (2, "new"), (3, "new")]
+
+
+def test_several_processes_make_one_table_and_one_index(open_table: Opener, database: psycopg.Connection) -> None:
+    def work(number: int) -> None:
+        with closing(open_table(more="&index=hnsw")) as sink:
+            write(sink, (carried(*range(number, number + 50)), vectors(50)), part=PartId(number, 0))
+            sink.finish([PART])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert read(database, "id") == [(number,) for number in range(53)]
 
 
 def test_of_equal_ids_in_a_part_the_last_one_stays(open_table: Opener, database: psycopg.Connection) -> None:

@@ -255,3 +255,54 @@ def test_a_server_is_asked_again_while_it_has_trouble_and_not_when_it_refuses(
     with pytest.raises(Misconfigured, match="refuses what is asked of it: 403"):
         open_sink(OutputOptions(url), SCHEMA, tmp_path / "staging")
     assert asked == [("/below/collections/docs/exists", "k")] * 2
+
+
+@pytest.fixture
+def accepting() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """A server with a collection, as Qdrant's REST interface describes it, that keeps what it is sent."""
+    sent: list[tuple[str, Any]] = []
+    vectors = {"size": DIM, "distance": "Cosine"}
+    params = {"vectors": vectors, "shard_number": 1, "replication_factor": 1, "write_consistency_factor": 1}
+    hnsw = {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000}
+    optimizers = {"deleted_threshold": 0.2, "vacuum_min_vector_number": 1000, "default_segment_number": 0}
+    config = {"params": params, "hnsw_config": hnsw, "optimizer_config": {**optimizers, "flush_interval_sec": 5}}
+    about = {"status": "green", "optimizer_status": "ok", "segments_count": 1, "config": config, "payload_schema": {}}
+    answers = {"/collections/docs/exists": {"exists": True}, "/collections/docs": about}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(answers[self.path])
+
+        def do_PUT(self) -> None:
+            sent.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            self.answer({"operation_id": 0, "status": "completed"})
+
+        def answer(self, result: Any) -> None:
+            body = json.dumps({"result": result, "status": "ok", "time": 0.0}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"qdrant+http://127.0.0.1:{server.server_port}/docs", sent
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_gets_points_and_is_waited_for(accepting: tuple[str, list[tuple[str, Any]]], tmp_path: Path) -> None:
+    url, sent = accepting
+    name = str(uuid.uuid4())
+    with closing(open_sink(OutputOptions(url), SCHEMA, tmp_path / "staging")) as sink:
+        write(sink, (carried(name), vectors(1)))
+    ((path, body),) = sent
+    assert path == "/collections/docs/points?wait=true"
+    assert body["batch"]["ids"] == [name]
+    assert body["batch"]["payloads"] == [{"id": name, "title": "é\n"}]
+    np.testing.assert_array_equal(np.array(body["batch"]["vectors"], np.float32), vectors(1))

@@ -19,11 +19,12 @@ from embedstream.shared.lanes import Lane
 from .admission import ASSUMED_DIMENSION, result_bytes
 from .arguments import MAX_RESULT_TTL_S, MAX_TIMEOUT_S, MapOptions, RequestOptions, listed
 from .assemble import split_by_input
+from .batches import Input, Vector
 from .core import NOT_OPEN, Core
 from .deliveries import CLAIM_AFTER_S, Delivery, Inbox
 from .forwarding import FORWARD_TIMEOUT_S
 from .inbox_keys import RowId, check_name
-from .mapper import MOST_ITEMS, PATIENCE_S, Input, Mapper, Vector
+from .mapper import MOST_ITEMS, PATIENCE_S, Mapper
 from .mapping import OnFailure, checked, mapped
 from .outcomes import counted
 from .pickup import read_id

@@ -7,22 +7,18 @@ hand goes at once while few requests are under way, and the next request fills w
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeAlias, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 from embedstream.shared.connections import pause
-from embedstream.shared.errors import EmbedstreamError, InvalidInput, Overloaded, ResultTimeout, Unavailable
+from embedstream.shared.errors import EmbedstreamError, Overloaded, ResultTimeout, Unavailable
 from embedstream.shared.logs import get_logger
 
+from .batches import Batch, Input, Vector, Waiting, misfit, renumbered, tokens_about
 from .credit import Credit
-from .failures import InputFailure
-from .request import BYTES_A_TOKEN, Embeddings, Options, Prepared
+from .request import Embeddings, Options, Prepared
 
 REQUEST_INPUTS = 256
 REQUEST_TOKENS = 16_384
@@ -38,60 +34,6 @@ PATIENCE_S = 300.0
 log = get_logger()
 
 T = TypeVar("T")
-Input: TypeAlias = "str | Sequence[int] | NDArray[np.integer]"
-"""A text, or token ids."""
-Vector: TypeAlias = "NDArray[Any] | InputFailure"
-"""(dim,) of the number format asked for; or why there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting(Generic[T]):
-    """An item that was read and not sent.
-
-    Args:
-        item: the caller's.
-        given: what is to be embedded.
-        tokens: about so many; 0 for what cannot be embedded.
-    """
-
-    item: T
-    given: Input
-    tokens: int
-
-    @property
-    def kind(self) -> type[object] | None:
-        """Texts and token ids do not share a request; None for what is neither and goes with both."""
-        if not self.tokens:
-            return None
-        return str if isinstance(self.given, str) else np.ndarray
-
-
-@dataclass(slots=True)
-class Batch(Generic[T]):
-    """Items that follow one another in the source and share a request.
-
-    Args:
-        first: place of the first item in the source.
-        entries: the items.
-        vectors: one for each, when it is answered.
-        error: why the request has failed as a whole.
-    """
-
-    first: int
-    entries: list[Waiting[T]]
-    vectors: Sequence[Vector] = ()
-    error: EmbedstreamError | None = None
-    begun: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def tokens(self) -> int:
-        """Of all items, about."""
-        return sum(entry.tokens for entry in self.entries)
-
-    @property
-    def pairs(self) -> list[tuple[T, Vector]]:
-        """The items with their vectors."""
-        return [(entry.item, vector) for entry, vector in zip(self.entries, self.vectors, strict=True)]
 
 
 class Mapper(Generic[T]):
@@ -153,7 +95,7 @@ class Mapper(Generic[T]):
 
     def offer(self, item: T, given: Input) -> None:
         """Take in the next item of the source; whether there is room is the caller's to see."""
-        entry = Waiting(item, given, _tokens_about(given))
+        entry = Waiting(item, given, tokens_about(given))
         self._waiting.append(entry)
         self._waiting_tokens += entry.tokens
         self._n_read += 1
@@ -266,15 +208,13 @@ class Mapper(Generic[T]):
     async def _vectors(self, batch: Batch[T]) -> list[Vector]:
         """What became of each item."""
         places = [place for place, entry in enumerate(batch.entries) if entry.tokens]
-        vectors: list[Vector] = [_misfit(batch.first + place, entry.given) for place, entry in enumerate(batch.entries)]
+        vectors: list[Vector] = [misfit(batch.first + place, entry.given) for place, entry in enumerate(batch.entries)]
         if places:
             result = await self._answer([batch.entries[place].given for place in places])
             matrix = result.vectors.copy()  # the buffer of a reply is read-only
             for number, place in enumerate(places):
                 failure = result.failures.get(number)
-                vectors[place] = (
-                    matrix[number] if failure is None else _renumbered(failure, number, batch.first + place)
-                )
+                vectors[place] = matrix[number] if failure is None else renumbered(failure, number, batch.first + place)
         return vectors
 
     async def _answer(self, inputs: list[Any]) -> Embeddings:
@@ -299,32 +239,3 @@ class Mapper(Generic[T]):
             else:
                 self._answered_s, self._trouble = loop.time(), None
                 return result
-
-
-def _tokens_about(given: Any) -> int:
-    """About so many tokens, at least one; 0 for what is neither a text nor a sequence."""
-    if isinstance(given, str):
-        return 1 + len(given) // BYTES_A_TOKEN
-    return max(1, len(given)) if isinstance(given, (list, tuple)) or _is_row(given) else 0
-
-
-def _is_row(given: Any) -> bool:
-    return isinstance(given, np.ndarray) and given.ndim > 0
-
-
-def _misfit(place: int, given: Any) -> InputFailure:
-    return InputFailure.of(
-        InvalidInput(
-            f"Inputs are texts or sequences of token ids; the input at index {place} is a {type(given).__name__}.",
-            param="input",
-        )
-    )
-
-
-def _renumbered(failure: InputFailure, number: int, place: int) -> InputFailure:
-    """A failure that tells an item's place in the source, where it told that in its request."""
-    message = re.sub(rf"(?<=input at index ){number}\b", str(place), failure.message)
-    refusal = failure.refusal
-    if refusal is not None:
-        refusal = type(refusal)(message, param=refusal.param)
-    return replace(failure, message=message, refusal=refusal)

@@ -10,9 +10,10 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from embedstream.shared.errors import InvalidInput
 
+from .batches import Batch, Input, Vector
 from .failures import InputFailure
 from .loop_thread import LoopThread
-from .mapper import REQUEST_INPUTS, Batch, Input, Mapper, Vector
+from .mapper import REQUEST_INPUTS, Mapper
 
 ON_LOOP_S = 0.002
 """How long a source that never waits is read before others have their turn."""

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from embedstream.shared.settings import Settings
 
 from .arguments import MapOptions
+from .batches import Input, Vector
 from .client import Producer
 from .deliveries import Delivered
 from .forks import watch
 from .loop_thread import LoopThread
-from .mapper import MOST_ITEMS, PATIENCE_S, Input, Vector
+from .mapper import MOST_ITEMS, PATIENCE_S
 from .mapping import OnFailure, checked, mapped_beside
 from .request import EmbeddedSlice, Inputs
 

@@ -30,6 +30,16 @@ def record_before_part() -> None:
     replace_in(Runner, "_commit", commit)
 
 
+def records_forgotten() -> None:
+    """Skipping what is committed: each run does all of it."""
+
+    def is_committed(self: State, part: PartId) -> bool:
+        del self, part
+        return False
+
+    replace_in(State, "is_committed", is_committed)
+
+
 def claims_of_everybody() -> None:
     """Claims: each process takes what it wants."""
 
@@ -90,6 +100,7 @@ ABLATIONS: dict[str, Callable[[], None]] = {
     one.__name__: one
     for one in (
         record_before_part,
+        records_forgotten,
         claims_of_everybody,
         parts_are_added,
         no_sweep,

@@ -28,7 +28,7 @@ from .trial import Broken
 WITHIN_S = 100.0
 """Until a backfill that nobody kills any more is complete; what is promised of it is in the benchmarks."""
 PART_ROWS = 500
-PER_KILL_ROWS = 8 * PART_ROWS
+PER_KILL_ROWS = 5 * PART_ROWS
 """A process that dies takes the parts with it that it has under way; more must not be computed again."""
 _SHOWN = 10
 

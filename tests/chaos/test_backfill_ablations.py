@@ -22,6 +22,7 @@ pytestmark = pytest.mark.chaos
     ("ablate", "out", "said"),
     [
         ("record_before_part", "out", "ended with 78"),
+        ("records_forgotten", "out", "computed again"),
         ("parts_are_added", "out", "there twice"),
         ("no_sweep", "out", "left over"),
         ("joined_before_it_is", "out.parquet", "ended with 78"),

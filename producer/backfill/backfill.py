@@ -82,7 +82,7 @@ async def backfill(
         return _outcome(found)
     shards = tuple(shards_of(source.files))
     counts = [shard.n_rows for shard in shards]
-    progress.total_rows = None if None in counts else sum(count or 0 for count in counts)
+    progress.total_rows, progress.total_is_exact = await asyncio.to_thread(source.estimated_rows), None not in counts
     served = await first_model(producer.fleet, progress, options.patience_s)
     await prepare(("a",), options.vectors, served)  # what the model does not do is refused before anything is written
     schema = _output_schema(source, served, options, producer)

@@ -15,7 +15,8 @@ class Progress:
     """Counted by one event loop; read at any time.
 
     Args:
-        total_rows: of the input, where it is known.
+        total_rows: of the input, where it is known or can be estimated.
+        total_is_exact: whether it is known; lines of text are counted only while they are read.
         resumed_rows: rows of parts that an earlier run, or another process, has committed.
         rows: rows of this process that are done: in a part that is committed, bad and left-out ones included.
         computed_rows: rows of this process that have a vector; more than `rows` while parts are under way.
@@ -29,6 +30,7 @@ class Progress:
     """
 
     total_rows: int | None = None
+    total_is_exact: bool = True
     resumed_rows: int = 0
     rows: int = 0
     computed_rows: int = 0

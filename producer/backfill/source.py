@@ -48,6 +48,10 @@ class Source(Protocol):
         """
         ...
 
+    def estimated_rows(self) -> int | None:
+        """How many rows there are, about where not all files tell; None where nobody knows. It blocks."""
+        ...
+
     def open(self, shard: Shard) -> AbstractContextManager[ShardReader]:
         """Begin to read a shard."""
         ...

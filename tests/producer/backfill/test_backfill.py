@@ -103,6 +103,14 @@ async def test_the_output_says_what_made_it(run: Run, stub: Any, card: ModelCard
     assert json.loads(said["recipe"])["pooling"] == "mean"
 
 
+async def test_rows_of_text_are_estimated(run: Run, stub: Any, options: BackfillOptions, tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    await asyncio.to_thread(file.write_text, "".join(f"a {number}\n" for number in range(200)))
+    progress = Progress()
+    await run(replace(options, input=InputOptions(str(file)), part_rows=50), progress)
+    assert (progress.total_rows, progress.total_is_exact, progress.rows) == (200, False, 200)
+
+
 async def test_again_is_done_without_anybody(run: Run, stub: Any, options: BackfillOptions) -> None:
     first = await run()
     stub.seen.clear()

@@ -40,6 +40,9 @@ class Numbers:
         self.schema = table([]).schema
         self.read_rows: list[tuple[str, int]] = []
 
+    def estimated_rows(self) -> int:
+        return sum(file.n_rows or 0 for file in self.files)
+
     @contextmanager
     def open(self, shard: Shard) -> Iterator[Reader]:
         yield Reader(self, shard)

@@ -93,9 +93,12 @@ async def test_texts_that_kill_are_given_up(pool: Tokenizing, monkeypatch: pytes
 async def test_a_slice_travels_without_the_rest(pool: Tokenizing, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     submit = pool._pool.submit
-    monkeypatch.setattr(
-        pool._pool, "submit", lambda work, texts: (sizes.append(len(pickle.dumps(texts))), submit(work, texts))[1]
-    )
+
+    def weighed(work: Any, texts: Any) -> Any:
+        sizes.append(len(pickle.dumps(texts)))
+        return submit(work, texts)
+
+    monkeypatch.setattr(pool._pool, "submit", weighed)
     some = await pool.encode(array_of(*["a b c d"] * 10_000).slice(5000, 100))
     assert len(some.lengths) == 100
     assert sizes[0] < 5000

@@ -34,7 +34,8 @@ MODEL = "fake"
 DIMENSION = 4
 MAX_LENGTH = 32
 _WORDS = 2048
-_BUDGET = 4096
+_BUDGET = 512
+"""Small, so that a job of some parts takes some batches."""
 
 
 def card() -> ModelCard:

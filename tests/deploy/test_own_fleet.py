@@ -148,13 +148,13 @@ def test_it_brings_its_own_and_leaves_nothing(start: Starter) -> None:
 
 
 def test_deaths_of_consumer_and_valkey_cost_no_row(start: Starter) -> None:
-    backfill = start(rows=2000, FAKE_DELAY_S="0.2")
+    backfill = start(rows=4000, FAKE_DELAY_S="0.2")
     wait_for(lambda: backfill.parts() >= 1, "a part")
     (victim,) = backfill.consumers()
     os.kill(victim.pid, signal.SIGKILL)
     wait_for(lambda: not victim.is_alive and backfill.consumers(), "a new consumer")
     done = backfill.parts()
-    assert done < 10
+    assert done < 20
     wait_for(lambda: backfill.parts() > done, "another part")
     valkey = backfill.valkey()
     os.kill(valkey.pid, signal.SIGKILL)
@@ -164,7 +164,7 @@ def test_deaths_of_consumer_and_valkey_cost_no_row(start: Starter) -> None:
 
 
 def test_whatever_ends_it_the_same_command_goes_on(start: Starter) -> None:
-    backfill = start(rows=2000, FAKE_DELAY_S="0.2")
+    backfill = start(rows=6000, FAKE_DELAY_S="0.2")
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)):
         done = backfill.parts()
         wait_for(lambda: backfill.parts() > done, "another part")  # noqa: B023 - called in this round
@@ -180,17 +180,15 @@ def test_whatever_ends_it_the_same_command_goes_on(start: Starter) -> None:
             assert "parts under way are finished first" in backfill.errors
             assert "The same command goes on" in backfill.errors
         assert "Traceback" not in backfill.errors
-        assert backfill.parts() < 10
-        backfill = start(rows=2000, FAKE_DELAY_S="0.2")
+        assert backfill.parts() < 30
+        backfill = start(rows=6000, FAKE_DELAY_S="0.2")
         wait_for(lambda: "rows are done already" in backfill.errors, "the words of going on")  # noqa: B023 - as above
     assert backfill.ended() == 0, backfill.errors
     backfill.check()
     assert backfill.leftovers() == []  # also those of the killed one
-    started = len(list(backfill.fakes.iterdir()))
-    again = start(FAKE_FINAL="1")
-    assert again.ended() == 0, again.errors
-    assert len(list(again.fakes.iterdir())) == started  # all is done: no consumer is started
-    assert "2,000 rows in " in again.process.stdout.read()  # type: ignore[union-attr]  # it is a pipe
+    again = start("--model", "nosuch")
+    assert again.ended() == 0, again.errors  # all is done: nobody looks for the model
+    assert "6,000 rows in " in again.process.stdout.read()  # type: ignore[union-attr]  # it is a pipe
 
 
 def test_a_second_stop_is_at_once(start: Starter) -> None:

@@ -18,8 +18,8 @@ from . import toy
 
 FILES = 4
 _TOO_LONG = 600
-_NULL, _LONG, _TORN = 0.02, 0.01, 0.01
-"""Shares of the rows: nulls, texts above the model's limit, and lines that are no JSON."""
+_NULL, _LONG = 0.5, 0.25
+"""Shares of the bad rows: nulls, and texts above the model's limit; the others are lines that are no JSON."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Kind:
     Args:
         suffix: `.parquet`, `.jsonl` or `.jsonl.gz`; `.jsonl*` takes turns between the last two.
         repeated: share of the texts that came before.
-        bad: whether there are bad rows.
+        bad: share of the rows that are bad; in Parquet, where no row can be torn, three quarters of it.
         tokens: fewest and most tokens of a text, but for three that number it.
     """
 
     suffix: str = ".parquet"
     repeated: float = 0.15
-    bad: bool = True
+    bad: float = 0.04
     tokens: tuple[int, int] = (4, 16)
 
 
@@ -111,12 +111,12 @@ def make(folder: Path, seed: int, n_rows: int, kind: Kind) -> Corpus:
 
 
 def _row(chosen: random.Random, texts: list[tuple[int, ...]], row_id: int, kind: Kind) -> Row:
-    dice = chosen.random() if kind.bad else 1.0
-    if dice < _NULL:
+    dice = chosen.random()
+    if dice < kind.bad * _NULL:
         return Row(row_id, None, reason="null")
-    if dice < _NULL + _LONG:
+    if dice < kind.bad * (_NULL + _LONG):
         return Row(row_id, " ".join(["17"] * _TOO_LONG), reason="too_long")
-    if dice < _NULL + _LONG + _TORN and kind.suffix != ".parquet":
+    if dice < kind.bad and kind.suffix != ".parquet":
         return Row(row_id, '{"id": 1, "te', reason="undecodable")
     if texts and chosen.random() < kind.repeated:
         ids = chosen.choice(texts)

@@ -322,7 +322,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.ablate:
         ABLATIONS[options.ablate]()
-    made = corpus.make(options.folder / "in", options.seed, ROWS, corpus.Kind(".jsonl*"))
+    made = corpus.make(options.folder / "in", options.seed, ROWS, corpus.Kind(".jsonl*", bad=0.2))
     folder = options.folder / "trial"
     chosen = random.Random(options.seed)
     with target_of(folder, options.out) as target:

@@ -41,7 +41,7 @@ async def test_b1_killed_without_a_guard(
 
 async def test_b2_claims_of_everybody(site: Sites, trial: Trial, tmp_path: Path, seed: int) -> None:
     """Claims; two processes."""
-    made = corpus.make(tmp_path / "in", seed, 4_000, corpus.Kind(repeated=0, bad=False))
+    made = corpus.make(tmp_path / "in", seed, 4_000, corpus.Kind(repeated=0, bad=0))
     async with site(consumers=1, apis=0, device=Device(tokens_per_s=20_000)) as here:
         job = Backfill(here, made, tmp_path / "out")
         with trial.on(here):

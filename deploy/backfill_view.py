@@ -182,7 +182,9 @@ def _how_many(progress: Progress) -> str:
     if progress.total_rows is None:
         return f"{done:,} rows"
     percent = 100 * done // max(1, progress.total_rows)
-    return f"{percent} % · {done:,} of {progress.total_rows:,} rows"
+    if progress.total_is_exact:
+        return f"{percent} % · {done:,} of {progress.total_rows:,} rows"
+    return f"{min(percent, 99)} % · {done:,} of about {max(done, progress.total_rows):,} rows"
 
 
 def _facts(progress: Progress, loading: str) -> list[str]:

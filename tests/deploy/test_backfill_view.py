@@ -62,6 +62,19 @@ def test_a_line_tells_what_is_amiss(progress: Progress) -> None:
     assert line == "7,000 rows · 500 rows/s · 5,000 tokens/s · 1 bad row · waiting: no consumer of `m` is alive."
 
 
+def test_an_estimate_is_called_one(progress: Progress) -> None:
+    clock, stderr = Clock(), io.StringIO()
+    lines = Lines(progress, "out", "loading m", stderr=stderr, clock=clock)
+    progress.total_is_exact = False
+    clock.now += LINE_S
+    lines.show()
+    assert stderr.getvalue().splitlines()[-1].startswith("58 % · 7,000 of about 12,000 rows · ")
+    progress.computed_rows = 13_000
+    clock.now += LINE_S
+    lines.show()
+    assert stderr.getvalue().splitlines()[-1].startswith("99 % · 15,000 of about 15,000 rows · ")
+
+
 def test_before_the_model_is_there_it_is_what_is_waited_for(progress: Progress) -> None:
     clock, stderr = Clock(), io.StringIO()
     lines = Lines(progress, "out", "loading m", stderr=stderr, clock=clock)

@@ -60,7 +60,8 @@ def open_sink(options: OutputOptions, schema: OutputSchema, staging: Path) -> Si
         return FolderSink(_place(output, output.location), form, schema, folder, output.shown)
     stem = next(output.name.removesuffix(known) for known in FORMATS[output.format] if output.name.endswith(known))
     names = [*(f"{stem}{extension}" for extension in form.extensions[:-1]), output.name]
-    place = _place(output, output.location.removesuffix(output.name).rstrip("/") or "/")
+    around = str(Path(output.location).parent) if output.is_local else output.location.rpartition("/")[0]
+    place = _place(output, around)
     return SingleFileSink(place, names, form, schema, folder, output.shown)
 
 

@@ -346,6 +346,15 @@ def test_trouble_of_a_store_is_one_line_without_its_secrets(tmp_path: Path, monk
     assert not list((tmp_path / "staging").glob(".*"))
 
 
+@pytest.mark.parametrize("name", ["v.parquet", "v.npy", "vectors"])
+def test_a_name_alone_is_one_of_the_working_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    embed(name, tmp_path / "staging")
+    assert name in {path.name for path in here.iterdir()}
+
+
 def test_what_others_made_is_never_touched(tmp_path: Path) -> None:
     for name in ("out", "out.parquet", "v.npy"):
         path = tmp_path / name

@@ -101,4 +101,5 @@ def decompressed(file: IO[bytes], path: str) -> Iterator[IO[bytes]]:
 
 
 def _name(path: str) -> PurePosixPath:
-    return PurePosixPath(path.partition("?")[0].lower())
+    plain = path.partition("?")[0] if "://" in path else path  # an address may have a query
+    return PurePosixPath(plain.lower())

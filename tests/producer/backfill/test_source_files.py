@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import threading
@@ -75,6 +76,12 @@ def test_a_folder_is_read_by_path_without_what_is_hidden(tmp_path: Path) -> None
         [pa.field("file", pa.string(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
     )
     assert rows_of(source)[1] == {"file": str(tmp_path / "b/10.txt"), "row": 0}
+
+
+def test_signs_that_mean_something_in_an_address_are_plain_in_the_names_of_files(tmp_path: Path) -> None:
+    write_text(tmp_path / "what?/a #1 %20.txt", "one")
+    (tmp_path / "what?/b?.txt.gz").write_bytes(gzip.compress(b"two\n"))
+    assert texts_of(source_of(tmp_path)) == ["one", "two"]
 
 
 def test_patterns(tmp_path: Path) -> None:

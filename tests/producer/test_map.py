@@ -283,6 +283,22 @@ async def test_what_is_computed_again_is_seen_once(producer: Producer, stub: Any
     assert sorted(found) == [(number, number % 900) for number in range(2000)]
 
 
+async def test_jobs_that_are_lost_are_sent_again(producer: Producer, stub: Any, redis: Redis) -> None:
+    held = Held(stub, lambda _: True)
+    found: list[Any] = []
+    mapping = asyncio.create_task(take(producer.map(range(700), text=ids), found))
+    await until(lambda: len(held.entries) >= 3)
+    lost = held.entries[:3]
+    for lane, entry_id, _ in lost:
+        await redis.xack(lane, "g", entry_id)
+        await redis.xdel(lane, entry_id)
+    held.entries = held.entries[3:]
+    await held.let_go()
+    async with asyncio.timeout(20):
+        await mapping
+    assert [(item, first(vector)) for item, vector in found] == [(number, number) for number in range(700)]
+
+
 async def test_cut_connections_change_nothing(producer: Producer, stub: Any, redis: Redis) -> None:
     done = asyncio.Event()
 

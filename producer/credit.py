@@ -14,8 +14,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-FLOOR_TOKENS = 32_768
-"""The least that may be under way: some batches of a CPU, half a batch of a GPU."""
+REQUEST_TOKENS = 4096
+"""Most of one request of bulk work. A whole number of them is to fit the floor, or a slow fleet would idle between two
+of them; smaller ones cost more than they bring."""
+FLOOR_TOKENS = 3 * REQUEST_TOKENS
+"""The least that may be under way: three batches of a CPU. More would be refused by a fleet that is so slow that they
+are more than `--max-wait-s` of work; a fast one earns more within seconds."""
 RATE_OVER_S = 2.0
 
 

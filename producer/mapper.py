@@ -17,12 +17,11 @@ from embedstream.shared.errors import EmbedstreamError, Overloaded, ResultTimeou
 from embedstream.shared.logs import get_logger
 
 from .batches import Batch, Input, Vector, Waiting, misfit, renumbered, tokens_about
-from .credit import Credit
+from .credit import REQUEST_TOKENS, Credit
 from .request import Embeddings, Options, Prepared
 
 REQUEST_INPUTS = 256
-REQUEST_TOKENS = 16_384
-"""Most of one request: four jobs of short texts, or one of long ones."""
+"""Most of one request: four jobs."""
 PARTLY_FILLED = 4
 """Requests under way up to which the next one goes with what is at hand; then it waits until it is full, or one of
 them is answered. A source that trickles is served at once, one that flows fills its requests."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedstream.producer.client import Producer
-from embedstream.producer.credit import Credit
+from embedstream.producer.credit import REQUEST_TOKENS, Credit
 from embedstream.producer.failures import InputFailure
 from embedstream.producer.request import Embeddings, Options, Prepared
 from embedstream.shared.cards import ModelCard
@@ -27,8 +27,7 @@ from .unique import Computed, Seen
 SLICE_TEXTS = 2048
 """Texts that are tokenised in one go."""
 REQUEST_TEXTS = 512
-REQUEST_TOKENS = 16_384
-"""Of one request: a quarter of a GPU's batch, and an answer of about a megabyte."""
+"""Of one request: eight jobs of short texts, and an answer of about a megabyte."""
 _PAUSE_S = 2.0
 _MOST_TIMEOUTS = 3
 

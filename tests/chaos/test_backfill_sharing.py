@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from embedstream.producer import Producer
-from embedstream.producer.backfill.embedding import REQUEST_TOKENS
-from embedstream.producer.credit import FLOOR_TOKENS
+from embedstream.producer.credit import FLOOR_TOKENS, REQUEST_TOKENS
 from embedstream.shared import jobs
 from embedstream.shared.errors import Overloaded
 from embedstream.shared.keys import FIELD_BODY, FIELD_HEADER

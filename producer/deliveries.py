@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,8 +45,8 @@ log = get_logger()
 _KEEP = Script("embedstream.producer", "inbox.lua")
 _FORGET = Script("embedstream.producer", "acknowledge.lua")
 
-Entries = list[tuple[bytes, dict[bytes, bytes] | None, int]]
-"""Of each entry its id, its fields, which are None when it was deleted, and how often it was given to a receiver."""
+Entry = tuple[bytes, dict[bytes, bytes] | None, int]
+"""Its id, its fields, which are None when it was deleted, and how often it was given to a receiver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +133,28 @@ class Inbox:
         """
         keeping = start(self._keep(), "inbox")
         pauses = backoff_s()
+        entries: deque[Entry] = deque()
+        opened: list[Delivery] = []
         try:
             while not self._left.is_set():
                 try:
-                    entries = await self._next()
-                    opened = [delivery for entry in entries for delivery in await self._open(*entry)]
+                    entries.extend([] if entries else await self._next())
+                    while entries:  # what fails is opened again: it is ours, and no read brings it a second time
+                        opened += await self._open(*entries[0])
+                        entries.popleft()
                     pauses = backoff_s()
                 except (RedisError, OSError) as error:
                     if self._left.is_set():
                         return
                     log.warning("deliveries.read_failed", error=told(error))
                     await after_failure(self._reader, error)
+                    await after_failure(self._redis, error)
                     if is_missing_group(error):
-                        await self._unbroken.run(self._renew())
-                    else:
-                        await pause(next(pauses), self._stopping)
+                        self._looked_s = float("-inf")  # make the inbox anew
+                    await pause(next(pauses), self._stopping)
                     continue
-                for delivery in opened:
+                given, opened = opened, []
+                for delivery in given:
                     yield delivery
         finally:
             await self.leave()
@@ -162,7 +168,7 @@ class Inbox:
             await self._unbroken.join()
             await self._hand_back()
 
-    async def _next(self) -> Entries:
+    async def _next(self) -> list[Entry]:
         """What dead receivers had, when it is time to look; else what is new."""
         now = asyncio.get_running_loop().time()
         if now - self._looked_s >= min(LOOK_S, self._claim_after_s / 2):
@@ -176,7 +182,7 @@ class Inbox:
         reply: Any = await self._reader.xreadgroup(GROUP, self._me, {self._keys[0]: ">"}, READ_COUNT, block_ms)
         return [(entry_id, fields, 1) for _, entries in reply or () for entry_id, fields in entries]
 
-    async def _claim(self) -> Entries:
+    async def _claim(self) -> list[Entry]:
         idle_ms = int(self._claim_after_s * 1000)
         pending: Any = await self._redis.xpending_range(
             self._keys[0], GROUP, "-", "+", READ_COUNT + len(self._in_hand), idle=idle_ms
@@ -223,8 +229,9 @@ class Inbox:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + ACK_TRIES_S
         for pause_s in backoff_s():
+            with_entry = left == {name}
             try:
-                await self._forget(entry_id if left == {name} else b"", [name])
+                await self._forget(entry_id if with_entry else b"", [name])
             except (RedisError, OSError) as error:
                 await after_failure(self._redis, error)
                 if loop.time() + pause_s > deadline_s:
@@ -234,8 +241,15 @@ class Inbox:
                 break
         left.discard(name)
         self._names.discard(name)
-        if not left:
-            self._in_hand.pop(entry_id, None)
+        if not left and self._in_hand.pop(entry_id, None) is not None and not with_entry:
+            await self._drop(entry_id)
+
+    async def _drop(self, entry_id: bytes) -> None:
+        """Forget an entry whose last answers were acknowledged at one time; else it is found empty in the end."""
+        try:
+            await self._forget(entry_id, [])
+        except (RedisError, OSError) as error:
+            await after_failure(self._redis, error)
 
     async def _forget(self, entry_id: bytes, names: list[bytes]) -> None:
         args: list[Arg] = [GROUP, entry_id, *names]
@@ -282,10 +296,12 @@ def _parts(data: bytes) -> Iterator[ResultPart]:
         except MalformedMessage as error:
             log.error("deliveries.malformed", error=str(error), bytes=len(data))
             continue
-        if part.n_parts == 1:
-            yield part
-        else:  # its sender has made jobs of more inputs than an inbox takes
+        if part.n_parts > 1:  # its sender has made jobs of more inputs than an inbox takes
             log.error("deliveries.in_several_parts", request=part.request_id.hex(), parts=part.n_parts)
+        elif (part.rows["vectors"] != (part.rows["status"] == Status.OK)).any():
+            log.error("deliveries.not_one_vector_each", request=part.request_id.hex())
+        else:
+            yield part
 
 
 def _delivery(

@@ -231,6 +231,87 @@ async def test_of_an_entry_only_what_is_left_is_given_again(
     assert await is_empty(redis, keys)
 
 
+async def test_answers_in_one_entry_may_be_acknowledged_at_one_time(
+    producer: Producer, stub: Any, redis: Redis, keys: Keys
+) -> None:
+    await producer.forward([[5]], "indexer", ids=[5], request_id=MINE)
+    await producer.forward([[6]], "indexer", ids=[6])
+    while await redis.xlen(keys.inbox("indexer")) < 3:
+        await asyncio.sleep(0.01)
+    entries: Any = await redis.xrange(keys.inbox("indexer"))
+    both: Any = {FIELD_PARTS: b"".join(fields[FIELD_PARTS] for _, fields in entries)}
+    await redis.xadd(keys.inbox("indexer"), both)
+    await redis.xdel(keys.inbox("indexer"), *(entry_id for entry_id, _ in entries))
+    async with aclosing(producer.deliveries("indexer")) as deliveries:
+        taken = await take(deliveries, 2, ack=False)
+        await asyncio.gather(*(one.ack() for one in taken))
+        assert await is_empty(redis, keys)
+
+
+async def test_what_is_no_answer_stops_nobody(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
+    await producer.forward([[5]], "indexer", ids=[1], request_id=MINE)
+    rows_of_two = np.zeros(2, ROW)
+    rows_of_two["vectors"] = 2  # as of a request for a vector of each token
+    tokens = ResultPart(
+        *(b"r" * 16, b"f" * 16, 0, 1, 0, 1, 0, rows_of_two, np.ones((4, 4), np.float32)), VectorType.FLOAT32
+    )
+    told: Any = {f"{(b'r' * 16).hex()}:0": b"64 {}"}
+    await redis.hset(keys.inbox_notes("indexer"), mapping=told)
+    for junk in (b"x", b"\xff" * 99, results.frame([b"ER" + bytes(99)]), results.frame([tokens.encode()])):
+        fields: Any = {FIELD_PARTS: junk}
+        await redis.xadd(keys.inbox("indexer"), fields)
+    other: Any = {"q": b""}
+    await redis.xadd(keys.inbox("indexer"), other)
+    await producer.forward([[6]], "indexer", ids=[2])
+    assert rows(await take(producer.deliveries("indexer"), 2)) == {1: 5, 2: 6}
+    assert await redis.xlen(keys.inbox("indexer")) == 0
+
+
+async def test_a_connection_that_breaks_while_answers_are_opened_loses_none(
+    producer: Producer, stub: Any, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        await producer.forward([[number + 1]], "indexer", ids=[number])
+    real, n_calls = producer.redis.hmget, 0
+
+    async def broken_at_times(*arguments: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls % 3 == 2:
+            raise ConnectionError("cut")
+        return await real(*arguments)
+
+    monkeypatch.setattr(producer.redis, "hmget", broken_at_times)
+    assert rows(await take(producer.deliveries("indexer"), 40)) == {number: number + 1 for number in range(40)}
+    assert await is_empty(redis, keys)
+
+
+async def test_an_inbox_is_made_anew_when_that_fails_at_first(
+    producer: Producer, stub: Any, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = producer.deliveries("indexer", claim_after_s=3600)
+    waiting = asyncio.ensure_future(anext(deliveries))
+    while not await redis.exists(keys.inbox("indexer")):
+        await asyncio.sleep(0.01)
+    real, n_calls = producer.redis.evalsha, 0
+
+    async def away_at_first(*arguments: Any) -> Any:
+        nonlocal n_calls
+        n_calls += keys.inbox("indexer") in arguments
+        if n_calls == 1:
+            raise ConnectionError("away")
+        return await real(*arguments)
+
+    monkeypatch.setattr(producer.redis, "evalsha", away_at_first)
+    await redis.delete(keys.inbox("indexer"), keys.inbox_notes("indexer"))
+    async with asyncio.timeout(20):
+        while n_calls < 2:
+            await asyncio.sleep(0.01)
+    await producer.forward([[5]], "indexer", ids=[1])
+    async with asyncio.timeout(20):
+        assert rows([await waiting]) == {1: 5}
+
+
 async def test_senders_are_refused_when_receivers_fall_behind(
     producer: Producer, stub: Any, redis: Redis, keys: Keys
 ) -> None:

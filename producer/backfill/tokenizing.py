@@ -9,7 +9,8 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.queues import Queue
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,8 @@ from embedstream.shared.logs import get_logger
 from embedstream.shared.tokenization import TextTokenizer
 
 _MOST_DEATHS = 3
+
+Arguments: TypeAlias = "Queue[tuple[ModelCard, Options]]"
 
 log = get_logger()
 
@@ -93,11 +96,21 @@ class Tokenizing:
     def _new(self) -> ProcessPoolExecutor:
         # Not forked: threads of ours hold locks, and a copy of them would never let go.
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self._processes, context, _begin, self._arguments)
+        # Not as arguments: those go through a pipe that this process has both ends of, so more than fits there would
+        # block the event loop for ever when a process dies before it reads. A queue has a thread that writes.
+        arguments: Arguments = context.Queue()
+        arguments.cancel_join_thread()
+        for _ in range(self._processes):
+            arguments.put(self._arguments)
+        return ProcessPoolExecutor(self._processes, context, _fetch, (arguments,))
 
 
 _served: ServedModel
 _options: Options
+
+
+def _fetch(arguments: Arguments) -> None:
+    _begin(*arguments.get())
 
 
 def _begin(card: ModelCard, options: Options) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing.spawn
 import os
 import pickle
 import signal
@@ -70,6 +72,16 @@ async def test_what_the_model_does_not_do_is_an_error(card: ModelCard) -> None:
     try:
         with pytest.raises(InvalidInput, match="nonsuch"):
             await pool.encode(array_of("a"))
+    finally:
+        pool.close()
+
+
+async def test_processes_that_die_as_they_begin_are_told_of(card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", b"/bin/false")
+    pool = Tokenizing(replace(card, tokenizer=card.tokenizer + " " * 1_000_000), OPTIONS, 2)  # more than a pipe holds
+    try:
+        with pytest.raises(Unavailable, match="died 3 times"):
+            await asyncio.wait_for(pool.encode(array_of("a")), 30)
     finally:
         pool.close()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
@@ -27,6 +28,8 @@ from embedstream.shared.logs import get_logger
 from embedstream.shared.tokenization import TextTokenizer
 
 _MOST_DEATHS = 3
+_OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
+"""What a terminal sends to all of its processes, though it is for the command alone, which ends the others in time."""
 
 Arguments: TypeAlias = "Queue[tuple[ModelCard, Options]]"
 
@@ -81,7 +84,7 @@ class Tokenizing:
         for _ in range(_MOST_DEATHS):
             pool = self._pool
             try:
-                return await asyncio.wrap_future(pool.submit(_encode, texts))
+                return await asyncio.wrap_future(_submit(pool, texts))
             except BrokenProcessPool:
                 log.warning("backfill.tokenizer_died", texts=len(texts))
                 if pool is self._pool:
@@ -103,6 +106,15 @@ class Tokenizing:
         for _ in range(self._processes):
             arguments.put(self._arguments)
         return ProcessPoolExecutor(self._processes, context, _fetch, (arguments,))
+
+
+def _submit(pool: ProcessPoolExecutor, texts: pa.LargeStringArray) -> Future[TokenizedTexts]:
+    # This starts processes where some are missing. They inherit what is blocked, and so are deaf from the first moment.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
+    try:
+        return pool.submit(_encode, texts)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _served: ServedModel

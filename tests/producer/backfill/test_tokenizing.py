@@ -86,6 +86,23 @@ async def test_processes_that_die_as_they_begin_are_told_of(card: ModelCard, mon
         pool.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+async def test_what_a_terminal_sends_is_not_for_them(card: ModelCard, number: signal.Signals) -> None:
+    pool = Tokenizing(card, OPTIONS, 1)
+    try:
+        beginning = asyncio.create_task(pool.encode(array_of("a")))
+        while not pool._pool._processes:
+            await asyncio.sleep(0)
+        (process,) = pool._pool._processes
+        os.kill(process, number)  # as it begins
+        await beginning
+        os.kill(process, number)  # while it waits for work
+        await pool.encode(array_of("b"))
+        assert set(pool._pool._processes) == {process}
+    finally:
+        pool.close()
+
+
 async def test_a_process_that_dies_is_replaced(pool: Tokenizing, caplog: pytest.LogCaptureFixture) -> None:
     before = await pool.encode(array_of("a"))
     (victim,) = pool._pool._processes

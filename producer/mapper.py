@@ -72,7 +72,7 @@ class Mapper(Generic[T]):
         self._waiting: deque[Waiting[T]] = deque()
         self._waiting_tokens = 0
         self._n_read = self._n_handed_back = self._n_packed = self._n_taken = 0
-        self._ended = False
+        self._ended = self.closed = False
         self._done: dict[int, Batch[T]] = {}  # by the place of their first item
         self._work, self._news, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
@@ -146,6 +146,7 @@ class Mapper(Generic[T]):
 
     async def close(self) -> None:
         """Call off what is under way."""
+        self.closed = True
         tasks = [self._packing, *self._sending]
         for task in tasks:
             task.cancel()

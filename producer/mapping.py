@@ -13,12 +13,14 @@ from embedstream.shared.errors import InvalidInput
 from .batches import Batch, Input, Vector
 from .failures import InputFailure
 from .loop_thread import LoopThread
-from .mapper import REQUEST_INPUTS, Mapper
+from .mapper import Mapper
 
 ON_LOOP_S = 0.002
 """How long a source that never waits is read before others have their turn."""
 SLICE_S = 0.02
 """The same for one that is read beside the event loop: it hands over what it has."""
+
+CANCEL_AGAIN_S = 0.1
 
 OnFailure: TypeAlias = Literal["raise", "yield"]
 T = TypeVar("T")
@@ -67,11 +69,11 @@ async def mapped(
         while (batch := await mapper.take()) is not None:
             for pair in _pairs(batch, on_failure):
                 yield pair
+            await asyncio.sleep(0)  # a reader that waits for nothing would take all that is done in one turn
         await reading  # what it has raised
     finally:
-        reading.cancel()
-        await asyncio.wait([reading])
         await mapper.close()
+        await _end(reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +124,9 @@ def mapped_beside(
         text: what is to be embedded of an item; None for the item itself.
         on_failure: what becomes of an item that has no vector.
     """
+    source, trouble, ended = iter(items), None, False
     mapper: Mapper[T] = thread.call(_on_loop(make))
-    source, room, trouble, ended = iter(items), REQUEST_INPUTS, None, False
+    room = mapper.room
     try:
         while True:
             read: list[tuple[T, Input]] = []
@@ -167,6 +170,8 @@ async def _read(mapper: Mapper[T], items: AsyncIterable[T] | Iterable[T], text: 
     try:
         turn_s = loop.time()
         async for item in items if isinstance(items, AsyncIterable) else _async(items):
+            if mapper.closed:  # the source has swallowed that it was cancelled
+                return
             mapper.offer(item, item if text is None else text(item))  # type: ignore[arg-type] # others fail alone
             if not mapper.room:
                 await mapper.wait_for_room()
@@ -176,6 +181,15 @@ async def _read(mapper: Mapper[T], items: AsyncIterable[T] | Iterable[T], text: 
                 turn_s = loop.time()
     finally:
         mapper.end()
+
+
+async def _end(reading: asyncio.Task[None]) -> None:
+    """Stop to read, whatever the source makes of it: clients of databases may swallow a cancellation."""
+    while not reading.done():
+        reading.cancel()
+        await asyncio.wait([reading], timeout=CANCEL_AGAIN_S)
+    if not reading.cancelled():
+        reading.exception()  # the reader has seen it, or has left
 
 
 async def _async(items: Iterable[T]) -> AsyncGenerator[T, None]:

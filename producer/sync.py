@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from types import AsyncGeneratorType, TracebackType
+from typing import Any, Literal, Self, TypeVar, Unpack, cast, overload
 
 from numpy.typing import NDArray
 
@@ -120,7 +121,7 @@ class SyncProducer:
             while (piece := running.thread.call(anext(slices, None))) is not None:
                 yield piece
         finally:
-            running.thread.call_off(slices.aclose())
+            running.thread.call_off(_closed(slices))
 
     @overload
     def map(
@@ -188,7 +189,7 @@ class SyncProducer:
                 same = {told.name: getattr(delivery, told.name) for told in fields(delivery)}
                 yield SyncDelivery(**same, _thread=running.thread)
         finally:
-            running.thread.call_off(deliveries.aclose())
+            running.thread.call_off(_closed(deliveries))
 
     def cancel(self, request_id: str) -> None:
         """Give a submitted request up."""
@@ -222,3 +223,10 @@ class SyncProducer:
         producer = Producer(url, model=model, settings=settings)
         await producer.open()
         return producer
+
+
+async def _closed(pieces: AsyncGenerator[Any, None]) -> None:
+    """Close a generator, once the call that was interrupted in it has ended."""
+    while cast("AsyncGeneratorType[Any, None]", pieces).ag_running:  # noqa: ASYNC110 - nothing tells when it ends
+        await asyncio.sleep(0.01)
+    await pieces.aclose()

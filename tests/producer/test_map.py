@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import itertools
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from operator import itemgetter
@@ -434,3 +437,100 @@ async def test_what_goes_wrong_in_threads_is_raised_there(settings: Settings, st
             producer.map(["a"])
 
     await asyncio.to_thread(run)
+
+
+async def test_a_map_in_threads_reads_no_item_too_many(settings: Settings, stub: Any) -> None:
+    source = Source()
+
+    def run() -> int:
+        with SyncProducer(settings=settings) as producer:
+            pairs = producer.map(source, most_items=10)
+            most = max(source.n_read - n_taken for n_taken, _ in enumerate(itertools.islice(pairs, 100)))
+            pairs.close()
+            return most
+
+    assert await asyncio.to_thread(run) == 10
+
+
+async def test_what_is_no_source_leaves_nothing(settings: Settings, stub: Any) -> None:
+    async def mappers() -> list[str]:
+        return [str(task.get_coro()) for task in asyncio.all_tasks() if "Mapper" in str(task.get_coro())]
+
+    def run() -> list[str]:
+        with SyncProducer(settings=settings) as producer:
+            for source in (5, numbers(3)):
+                with pytest.raises(TypeError, match="not iterable"):
+                    next(producer.map(source))  # type: ignore[call-overload] # what is tested
+            assert producer._running is not None
+            return producer._running.thread.call(mappers())
+
+    assert await asyncio.to_thread(run) == []
+
+
+async def test_a_source_that_swallows_its_cancellation_is_left_all_the_same(producer: Producer, stub: Any) -> None:
+    left = asyncio.Event()
+
+    async def source() -> AsyncGenerator[int, None]:
+        try:
+            yield 0
+            for number in range(1, 1000):
+                with contextlib.suppress(asyncio.CancelledError):  # as clients of databases do at times
+                    await asyncio.sleep(3600 if number < 3 else 0)
+                yield number
+        finally:
+            left.set()
+
+    pairs = producer.map(source(), text=ids)
+    await anext(pairs)
+    async with asyncio.timeout(20):
+        await pairs.aclose()
+        await left.wait()
+
+
+async def test_a_source_may_fail_after_its_reader_has_left(producer: Producer, stub: Any) -> None:
+    said: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    failed = asyncio.Event()
+
+    async def source() -> AsyncGenerator[int, None]:
+        yield 0
+        failed.set()
+        raise LookupError("the source")
+
+    pairs = producer.map(source(), text=ids)
+    await anext(pairs)
+    await failed.wait()
+    await pairs.aclose()
+    del pairs
+    gc.collect()
+    await asyncio.sleep(0)
+    assert said == []
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from embedstream.producer import SyncProducer
+from embedstream.shared.settings import Settings
+
+with SyncProducer(settings=Settings(redis_url=sys.argv[1], key_prefix=sys.argv[2])) as producer:
+    waits = (producer.map([[1]]), producer.stream([[1]]), producer.deliveries("indexer"))
+    for begun in waits:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            next(iter(begun))
+        except KeyboardInterrupt:
+            begun.close()
+            print("interrupted", flush=True)
+"""
+
+
+async def test_whoever_waits_can_be_interrupted(settings: Settings, prefix: str, stub: Any) -> None:
+    await pause(stub)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-c", INTERRUPTED, str(settings.redis_url), prefix),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(60):
+        said, _ = await process.communicate()
+    assert (process.returncode, said.decode().split()) == (0, ["interrupted"] * 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -43,7 +42,7 @@ class Events:
         self._progress = progress
         self._source = source
         self._output = output
-        self._stdout: BinaryIO | None = stdout or sys.stdout.buffer
+        self._stdout: BinaryIO = stdout or sys.stdout.buffer
         self._clock = clock
         self._next_s = clock()
         self._started = False
@@ -114,14 +113,6 @@ class Events:
         )
 
     def _tell(self, event: str, **fields: object) -> None:
-        if self._stdout is None:
-            return
         line = {"event": event, "elapsed_s": round(self._progress.elapsed_s, 3), **fields}
-        try:
-            self._stdout.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-            self._stdout.flush()
-        except BrokenPipeError:  # nobody listens any more; the work goes on, and the exit code still tells
-            self._stdout = None
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())  # or Python would complain once more at its end
-            os.close(nowhere)
+        self._stdout.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        self._stdout.flush()

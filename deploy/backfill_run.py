@@ -22,6 +22,7 @@ from embedstream.shared.settings import LogLevel, Role, Settings, flag_of, roles
 from embedstream.shared.urls import without_secrets
 
 from .backfill_events import Events
+from .backfill_unheard import Unheard, open_missing
 from .backfill_view import Bar, Lines, View
 from .backfill_work import Work
 from .own_fleet import OwnFleet
@@ -43,13 +44,14 @@ def run(settings: Settings, options: BackfillOptions, *, as_json: bool = False, 
     Raises:
         EmbedstreamError: as `backfill` does, and as `OwnFleet` does.
     """
+    open_missing()
     # No more than what went wrong, among the lines that say how far it is.
     logs.configure(settings.model_copy(update={"log_level": LogLevel.WARNING}), Role.BACKFILL)
     options = replace(options, vectors=replace(options.vectors, partial=True))
     own = settings.redis_url is None and not runfile.find_live()
     progress = Progress()
     loading = f"loading {settings.served_names[0]}" if own else ""
-    with Signals() as signals, closing(_view(progress, options, loading, as_json=as_json)) as view:
+    with Signals() as signals, closing(Unheard(_view(progress, options, loading, as_json=as_json))) as view:
         one = _Run(signals, view, progress)
         try:
             if own:

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -228,23 +226,3 @@ def test_an_event_of_failure(progress: Progress) -> None:
     (event,) = events_in(stdout)
     event.pop("elapsed_s")
     assert event == {"event": "failed", "error": "Unavailable", "message": "no Redis", "exit_code": 69}
-
-
-@pytest.fixture
-def own_stdout() -> Iterator[None]:
-    """What is done to the process's own file is undone."""
-    kept = os.dup(1)
-    yield
-    os.dup2(kept, 1)
-    os.close(kept)
-
-
-@pytest.mark.usefixtures("own_stdout")
-def test_when_nobody_reads_events_the_work_goes_on(progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "wb", buffering=0) as stdout, open(1, "w", closefd=False) as mine:
-        monkeypatch.setattr(sys, "stdout", mine)
-        events = Events(progress, "in", "out", stdout=stdout)
-        events.stopping()
-        events.interrupted()

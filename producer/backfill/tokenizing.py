@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.queues import Queue
 from typing import Any, TypeAlias
 
@@ -25,11 +26,15 @@ from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import Unavailable
 from embedstream.shared.keys import Keys
 from embedstream.shared.logs import get_logger
+from embedstream.shared.results import Status
 from embedstream.shared.tokenization import TextTokenizer
 
 _MOST_DEATHS = 3
 _OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 """What a terminal sends to all of its processes, though it is for the command alone, which ends the others in time."""
+
+_PLACE = re.compile(r"\binput at index \d+")
+"""What requests call their inputs; these are of no use to those who look for a row of a file."""
 
 Arguments: TypeAlias = "Queue[tuple[ModelCard, Options]]"
 
@@ -44,7 +49,7 @@ class TokenizedTexts:
         ids: (total,) uint16 where the vocabulary fits, else uint32: what travels between processes is half as long.
         lengths: (texts,) uint32; 0 for those that failed.
         cut: (texts,) which of them lost tokens; None for none.
-        failures: why some cannot be embedded, by their place.
+        failures: why some cannot be embedded, by their place; in words for people who sent no request.
         piece_tokens, prompt, adapter: as in `Prepared`.
     """
 
@@ -148,8 +153,18 @@ def _encode(texts: pa.LargeStringArray) -> TokenizedTexts:
         tokens.ids.astype(width),
         tokens.lengths,
         tokens.cut,
-        dict(prepared.failures),
+        {place: _of_a_text(failure) for place, failure in prepared.failures.items()},
         prepared.piece_tokens,
         prepared.prompt,
         prepared.adapter,
+    )
+
+
+def _of_a_text(failure: InputFailure) -> InputFailure:
+    if failure.status is not Status.INPUT_TOO_LONG:
+        return replace(failure, message=_PLACE.sub("text", failure.message))
+    return replace(
+        failure,
+        message=f"The text is longer than the {_served.card.recipe.max_length:,} tokens that the model reads; "
+        "--truncate would cut it, --long-inputs chunk would embed it piece by piece.",
     )

@@ -21,6 +21,7 @@ import pytest
 from embedstream.producer import Lane, LongInputs, Options
 from embedstream.producer.backfill import tokenizing
 from embedstream.producer.backfill.tokenizing import Tokenizing
+from embedstream.producer.failures import InputFailure
 from embedstream.producer.fleet import ServedModel
 from embedstream.producer.prepare import prepare
 from embedstream.shared.cards import ModelCard
@@ -53,6 +54,14 @@ async def test_the_ids_are_those_of_the_producer(pool: Tokenizing, card: ModelCa
     np.testing.assert_array_equal(there.lengths, here.tokens.lengths)
     assert there.ids.dtype == np.uint16
     assert {place: why.status for place, why in there.failures.items()} == {3: Status.INPUT_TOO_LONG}
+
+
+async def test_failures_speak_of_a_text_and_not_of_a_request(pool: Tokenizing) -> None:
+    message = (await pool.encode(array_of("a", "long " * 20, "long " * 2000))).failures[1].message
+    assert message.startswith("The text is longer than the 16 tokens that the model reads; --truncate")
+    assert "index" not in message
+    other = InputFailure(Status.INVALID_INPUT, "The input at index 3 cannot be tokenised: it is odd.")
+    assert tokenizing._of_a_text(other).message == "The text cannot be tokenised: it is odd."
 
 
 async def test_truncation_and_pieces(card: ModelCard) -> None:

@@ -18,7 +18,9 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedstream-producer", daemon=True)
         self._inherited = self._stopped = False
-        self._lock = threading.Lock()  # so that nothing is begun after what is under way was ended
+        # So that nothing is begun after what is under way was ended. The garbage collector may close a generator, and
+        # come back here, in the midst of it.
+        self._lock = threading.RLock()
         self._last: asyncio.Task[Any] | None = None
         self._thread.start()
 

@@ -45,6 +45,7 @@ def test_every_part_of_the_library_is_shown() -> None:
         assert re.search(rf"\b{name}\b", page), name
     for name in ("embed", "embed_query", "embed_document", "stream", "map", "submit", "result", "cancel", "forward"):
         assert f"producer.{name}(" in everything, name
+    assert "dimensions=" not in everything  # the model of `make run` has one size; the one of these tests has any
 
 
 async def test_the_asynchronous_lines(serving: Serving) -> None:

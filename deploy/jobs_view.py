@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .jobs_list import Backfill
 
 _SHORT_ID_DIGITS = 8
+_COLUMNS = ("id", "state", "rows", "rows/s", "left", "bad rows", "OUT", "age")
+_MAYBE_EMPTY = {"rows/s", "left", "bad rows"}
+_WRAPPED = {"state", "OUT"}
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -53,6 +56,10 @@ def state(one: Backfill) -> str:
     """What it does, in words."""
     if one.state == "complete" and one.bad_rows:
         return "complete with bad rows"
+    return _at_work(one)
+
+
+def _at_work(one: Backfill) -> str:
     more = f", {len(one.beats)} processes" if len(one.beats) > 1 else ""
     doing = next((f" ({beat.doing})" for beat in one.beats if beat.doing), "")
     return f"{one.state}{more}{doing}"
@@ -66,16 +73,17 @@ def resume(one: Backfill) -> str:
 
 
 def table(found: Sequence[Backfill], now: datetime) -> Table:
-    """A table for a terminal."""
+    """A table for a terminal; columns that would be empty leave their room to `OUT`."""
+    rows = [_cells(one, now) for one in found]
+    kept = [place for place, name in enumerate(_COLUMNS) if name not in _MAYBE_EMPTY or any(row[place] for row in rows)]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    drawn.add_column("id", no_wrap=True)
-    drawn.add_column("state")
-    for name in ("rows", "rows/s", "left", "bad rows"):
-        drawn.add_column(name, no_wrap=True, justify="right")
-    drawn.add_column("OUT", overflow="fold")
-    drawn.add_column("age", no_wrap=True, justify="right")
-    for one in found:
-        drawn.add_row(*map(Text, _cells(one, now)))
+    for name in (_COLUMNS[place] for place in kept):
+        if name in _WRAPPED:
+            drawn.add_column(name, overflow="fold")
+        else:
+            drawn.add_column(name, no_wrap=True, justify="left" if name == "id" else "right")
+    for row in rows:
+        drawn.add_row(*(Text(row[place]) for place in kept))
     return drawn
 
 
@@ -106,7 +114,7 @@ def _cells(one: Backfill, now: datetime) -> tuple[str, ...]:
     of = "" if one.total is None else f" of {one.total:,}"
     return (
         one.id[:_SHORT_ID_DIGITS],
-        printable(state(one)),
+        printable(_at_work(one)),  # bad rows have a column here
         f"{one.taken:,}{of}",
         f"{one.rows_per_s:,.0f}" if one.beats else "",
         "" if one.left_s is None else span(one.left_s),

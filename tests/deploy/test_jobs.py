@@ -193,10 +193,22 @@ def test_a_terminal_gets_a_table_and_the_commands_that_go_on(tmp_path: Path) -> 
     drawn = StringIO()
     view.print_table(jobs_list.ordered(found), Console(file=drawn, width=100, highlight=False))
     lines = drawn.getvalue().splitlines()
-    assert lines[0].split() == ["id", "state", "rows", "rows/s", "left", "bad", "rows", "OUT", "age"]
+    assert lines[0].split() == ["id", "state", "rows", "rows/s", "left", "OUT", "age"]
     assert lines[1].split() == ["far", "running", "0", "of", "20", "2", "10", "s", "/data/x"]
     assert lines[2].split() == [id_[:8], "stopped", "10", "of", "20", r"/data/stopped\x1b[31m", "1", "h", "1", "min"]
     assert lines[-1].startswith("  cd '/my work' && embedstream backfill ")
+
+
+def test_a_narrow_terminal_has_room_for_the_paths(tmp_path: Path) -> None:
+    name = "passages-of-2026"
+    id_ = begun(tmp_path, name, done=2, bad_rows=3, complete=True)
+    told = survey(tmp_path / name)
+    assert told is not None
+    drawn = StringIO()
+    view.print_table(jobs_list.backfills([(told, {})], {}), Console(file=drawn, width=80, highlight=False))
+    header, row = (line.split() for line in drawn.getvalue().splitlines())
+    assert header == ["id", "state", "rows", "bad", "rows", "OUT", "age"]
+    assert row[:-2] == [id_[:8], "complete", "20", "of", "20", "6", f"/data/{name}"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from embedstream.producer.prepare import prepare
 from embedstream.producer.request import Options
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import Unavailable
+from embedstream.shared.jobs import LongInputs
 from embedstream.shared.keys import Keys
 from embedstream.shared.logs import get_logger
 from embedstream.shared.results import Status
@@ -148,20 +149,21 @@ def _end_with_parent() -> None:
 def _encode(texts: pa.LargeStringArray) -> TokenizedTexts:
     prepared = asyncio.run(prepare(texts.to_pylist(), _options, _served))
     tokens = prepared.tokens
+    is_cut = _options.truncate_prompt_tokens is not None or _options.long_inputs is not LongInputs.ERROR
     width = np.uint16 if prepared.card is not None and prepared.card.recipe.vocab_size <= 2**16 else np.uint32
     return TokenizedTexts(
         tokens.ids.astype(width),
         tokens.lengths,
         tokens.cut,
-        {place: _of_a_text(failure) for place, failure in prepared.failures.items()},
+        {place: _of_a_text(failure, is_cut=is_cut) for place, failure in prepared.failures.items()},
         prepared.piece_tokens,
         prepared.prompt,
         prepared.adapter,
     )
 
 
-def _of_a_text(failure: InputFailure) -> InputFailure:
-    if failure.status is not Status.INPUT_TOO_LONG:
+def _of_a_text(failure: InputFailure, *, is_cut: bool) -> InputFailure:
+    if failure.status is not Status.INPUT_TOO_LONG or is_cut:  # there is an end to what is cut, too
         return replace(failure, message=_PLACE.sub("text", failure.message))
     return replace(
         failure,

@@ -23,7 +23,7 @@ from embedstream.producer.backfill import tokenizing
 from embedstream.producer.backfill.tokenizing import Tokenizing
 from embedstream.producer.failures import InputFailure
 from embedstream.producer.fleet import ServedModel
-from embedstream.producer.prepare import prepare
+from embedstream.producer.prepare import MAX_WHOLE_CHARS, prepare
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import InvalidInput, Unavailable
 from embedstream.shared.keys import Keys
@@ -56,12 +56,23 @@ async def test_the_ids_are_those_of_the_producer(pool: Tokenizing, card: ModelCa
     assert {place: why.status for place, why in there.failures.items()} == {3: Status.INPUT_TOO_LONG}
 
 
+@pytest.mark.parametrize("how", [LongInputs.TRUNCATE, LongInputs.CHUNK])
+async def test_what_is_too_long_even_to_be_cut_is_not_told_to_be_cut(card: ModelCard, how: LongInputs) -> None:
+    pool = Tokenizing(card, replace(OPTIONS, long_inputs=how), 1)
+    try:
+        some = await pool.encode(array_of("a " * (MAX_WHOLE_CHARS // 2 + 1), "b"))
+    finally:
+        pool.close()
+    assert set(some.failures) == {0}
+    assert some.failures[0].message.startswith(f"The text has {MAX_WHOLE_CHARS + 2} characters; ")
+
+
 async def test_failures_speak_of_a_text_and_not_of_a_request(pool: Tokenizing) -> None:
     message = (await pool.encode(array_of("a", "long " * 20, "long " * 2000))).failures[1].message
     assert message.startswith("The text is longer than the 16 tokens that the model reads; --truncate")
     assert "index" not in message
     other = InputFailure(Status.INVALID_INPUT, "The input at index 3 cannot be tokenised: it is odd.")
-    assert tokenizing._of_a_text(other).message == "The text cannot be tokenised: it is odd."
+    assert tokenizing._of_a_text(other, is_cut=False).message == "The text cannot be tokenised: it is odd."
 
 
 async def test_truncation_and_pieces(card: ModelCard) -> None:

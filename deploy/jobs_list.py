@@ -107,7 +107,12 @@ def show(settings: Settings, *, as_json: bool) -> int:
     else:
         for one in found:
             typer.echo(view.columns(one))
-    if not found:
+    if _is_blind() and (n_folders := len(registry.remembered())):  # begun with another installation
+        exits.complain(
+            f"pyarrow is not installed to look into {n_folders} of this machine's backfills; "
+            "`pip install '.[bulk]'` in embedstream's folder"
+        )
+    elif not found:
         typer.echo("No backfill is known on this machine, and none runs on the queue.", err=True)
     return exits.OK
 
@@ -142,9 +147,14 @@ def _one(id_: str, told: tuple[Survey | None, Mapping[str, Beat]], heard: Mappin
     return Backfill(id_, out, tuple(processes.values()), survey)
 
 
+def _is_blind() -> bool:
+    """Whether state folders cannot be read here: without the extra `bulk`."""
+    return find_spec("pyarrow") is None
+
+
 def _surveys() -> Iterator[tuple[Survey, Mapping[str, Beat]]]:
     """Of the state folders of this user; what cannot be read is told on stderr."""
-    if find_spec("pyarrow") is None:  # without the extra `bulk` none was begun here
+    if _is_blind():
         return
     from embedstream.producer.backfill.survey import survey
 

@@ -185,6 +185,14 @@ def test_no_server_is_needed(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
+def test_without_pyarrow_nobody_says_that_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path, "v")
+    monkeypatch.setattr(jobs_list, "find_spec", lambda name: None)
+    result = CliRunner().invoke(cli.app, ["jobs", "--json"])
+    assert "pyarrow is not installed to look into 1 of this machine's backfills" in result.stderr
+    assert "No backfill" not in result.stderr
+
+
 def test_a_terminal_gets_a_table_and_the_commands_that_go_on(tmp_path: Path) -> None:
     id_ = begun(tmp_path, "stopped\x1b[31m", ago_s=3700, done=1)
     told = survey(tmp_path / "stopped\x1b[31m")

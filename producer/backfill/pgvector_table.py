@@ -41,7 +41,9 @@ class PgvectorTable:
 
     def __init__(self, url: PgvectorUrl, schema: OutputSchema) -> None:
         if schema.id_column is None:
-            raise Misconfigured("A table needs ids, by which a row is written once: name the id column of the input.")
+            raise Misconfigured(
+                "A table needs a column of ids, by which a row is written once: name it with --id-column."
+            )
         self._url = url
         self._schema = schema
         self.id = schema.id_column

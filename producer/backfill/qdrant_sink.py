@@ -72,7 +72,9 @@ class QdrantSink:
 
     def __init__(self, output: Output, schema: OutputSchema, staging: Staging) -> None:
         if schema.id_column is None:
-            raise Misconfigured("A collection needs ids, by which a row is written once: name the id column.")
+            raise Misconfigured(
+                "A collection needs a column of ids, by which a row is written once: name it with --id-column."
+            )
         self._id = schema.id_column
         self._schema = schema
         self._staging = staging

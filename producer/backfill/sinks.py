@@ -121,5 +121,6 @@ def _qdrant(output: Output, schema: OutputSchema, staging: Staging) -> Sink:
 
 def _needs(extra: str, error: ImportError) -> Misconfigured:
     return Misconfigured(
-        f"This output needs packages that are not installed ({error}): pip install 'embedstream[{extra}]'"
+        f"This output needs packages that are not installed ({error}): `pip install '.[{extra}]'` in "
+        "embedstream's folder"
     )

@@ -207,5 +207,5 @@ def refuse_foreign(output: Output, folder: Path) -> None:
     if holds_something(output) and not (folder / manifests.NAME).exists():
         raise Misconfigured(
             f"{output.shown} holds something already, and there is no {folder} that tells of a backfill to it: choose "
-            "another OUT, or remove it."
+            "another OUT, or remove what is there if nobody needs it."
         )

@@ -52,7 +52,8 @@ class Condition:
             kind = self._type(none)
         except (duckdb.Error, pa.ArrowException) as error:
             known = ", ".join(columns.names)
-            raise Misconfigured(f"--where cannot be used: {error}. The columns are {known}.") from error
+            reason, *_ = str(error).splitlines()  # what follows points into a query that is ours
+            raise Misconfigured(f"--where cannot be used: {reason} The columns are {known}.") from error
         if kind not in ("BOOLEAN", '"NULL"'):
             raise Misconfigured(f"--where is a value of type {kind}, and no condition: compare it with something.")
 

@@ -91,7 +91,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, driver, None)
     schema = OutputSchema(pa.schema([("id", pa.int64())]), "embedding", 3, "float32", {}, "id")
-    with pytest.raises(Misconfigured, match=rf"pip install 'embedstream\[{extra}\]'"):
+    with pytest.raises(Misconfigured, match=rf"pip install '\.\[{extra}\]'"):
         open_sink(OutputOptions(path), schema, tmp_path)
 
 

@@ -289,7 +289,7 @@ def test_what_cannot_be_is_one_line_without_the_password(
     with pytest.raises(Unavailable, match=r"the table docs of .* does not answer") as caught:
         open_sink(OutputOptions("postgresql://me:secret@127.0.0.1:1/db?table=docs"), SCHEMA, tmp_path / "s")
     assert "secret" not in str(caught.value)
-    with pytest.raises(Misconfigured, match="needs ids"):
+    with pytest.raises(Misconfigured, match=r"needs a column of ids.*--id-column"):
         open_table(schema=replace(SCHEMA, id_column=None))
     with pytest.raises(Misconfigured, match=r"refuses what is asked of it: .*nowhere"):
         open_table("nowhere.docs")

@@ -195,7 +195,7 @@ def test_what_cannot_be_is_one_line(open_collection: Opener, tmp_path: Path, mon
         with pytest.raises(InvalidInput, match="no value in the id column `id`"):
             writer.commit()
         writer.abort()
-    with pytest.raises(Misconfigured, match="needs ids"):
+    with pytest.raises(Misconfigured, match=r"needs a column of ids.*--id-column"):
         open_collection(replace(SCHEMA, id_column=None))
     for url, said in {
         "qdrant+file:///x/c?distance=far": "distance=far",

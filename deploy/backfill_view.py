@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, TextIO
 
 from rich.console import Console, Group
@@ -73,6 +74,7 @@ class Lines:
     ) -> None:
         self._progress = progress
         self._output = output
+        self._here = Path.cwd()
         self._loading = loading
         self._stderr = stderr
         self._clock = clock
@@ -100,7 +102,7 @@ class Lines:
 
     def finished(self, outcome: Outcome) -> None:
         """Sum up, on stdout."""
-        sys.stdout.write(f"{_sum(self._progress, outcome, self._output)}\n")
+        sys.stdout.write(f"{_sum(self._progress, outcome, self._output, self._here)}\n")
         sys.stdout.flush()
 
     def interrupted(self) -> None:
@@ -206,12 +208,17 @@ def _doing(progress: Progress, loading: str) -> str:
     return progress.state if progress.model or not loading else loading
 
 
-def _sum(progress: Progress, outcome: Outcome, output: str) -> str:
-    told = f", told in {outcome.side_file}" if outcome.bad_rows else ""
+def _sum(progress: Progress, outcome: Outcome, output: str, here: Path) -> str:
+    told = f", told in {_seen_from(here, outcome.side_file)}" if outcome.bad_rows else ""
     speed = f" · {progress.rows / progress.working_s:,.0f} rows/s" if progress.rows else ""
     return (
         f"{outcome.rows:,} rows in {output} · {_bad_rows(outcome.bad_rows)}{told} · {progress.elapsed_s:,.1f} s{speed}"
     )
+
+
+def _seen_from(folder: Path, path: Path) -> Path:
+    """As people name it who work in this folder."""
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def _bad_rows(number: int) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_beside_a_server_the_reason_is_told(progress: Progress) -> None:
 def test_the_last_line_is_all_of_stdout(progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines(progress, "out", "loading m")
     lines.stopping()
-    lines.finished(outcome(bad_rows=2))
+    lines.finished(replace(outcome(bad_rows=2), side_file=Path("out.bad-rows.jsonl").absolute()))
     lines.interrupted()
     shown = capsys.readouterr()
     assert shown.out == "11,998 rows in out · 2 bad rows, told in out.bad-rows.jsonl · 20.0 s · 400 rows/s\n"
@@ -108,6 +109,8 @@ def test_the_last_line_is_all_of_stdout(progress: Progress, capsys: pytest.Captu
     progress.rows = 0
     lines.finished(outcome())
     assert capsys.readouterr().out == "11,998 rows in out · no bad rows · 20.0 s\n"
+    lines.finished(replace(outcome(bad_rows=2), side_file=Path("/elsewhere/out.bad-rows.jsonl")))
+    assert " told in /elsewhere/out.bad-rows.jsonl · " in capsys.readouterr().out
 
 
 def test_an_error_says_how_to_go_on_once_there_is_something_to_go_on_with(

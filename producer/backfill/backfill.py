@@ -29,8 +29,8 @@ from .runner import Runner
 from .sink import OutputSchema
 from .sinks import open_sink, refuse_clash, try_output
 from .source import Source
-from .sources import open_source
-from .state import State
+from .sources import FileSource, open_source
+from .state import State, paths_of
 from .survey import Survey, finished, survey
 from .tokenizing import Tokenizing
 from .waiting import first_model, patiently
@@ -76,7 +76,7 @@ async def backfill(
         InvalidInput, NotServed: the model does not do what is asked of it.
         Unavailable: no consumer, or no Redis, for longer than the patience allows.
     """
-    source = await asyncio.to_thread(open_source, options.input)
+    source = await asyncio.to_thread(_opened, options)
     refuse_clash(options.output, source.schema)  # before a state folder remembers it
     if found := await asyncio.to_thread(finished, options, source.files, source.schema):
         return _outcome(found)
@@ -153,9 +153,14 @@ def finished_already(options: BackfillOptions, models: Collection[str] = ()) -> 
     Raises:
         Misconfigured: the options do not fit the input, or the state folder belongs to another backfill.
     """
-    source = open_source(options.input)
+    source = _opened(options)
     found = finished(options, source.files, source.schema, models)
     return None if found is None else _outcome(found)
+
+
+def _opened(options: BackfillOptions) -> FileSource:
+    output = output_of(options.output)
+    return open_source(options.input, paths_of(options.state or output.state_folder, output))
 
 
 def _outcome(found: Survey) -> Outcome:

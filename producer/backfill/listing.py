@@ -57,7 +57,7 @@ class Listing:
     format: InputFormat
 
 
-def list_files(path: str, format_name: str | None) -> Listing:
+def list_files(path: str, format_name: str | None, leave_out: Sequence[str] = ()) -> Listing:
     """Find the files of an input.
 
     A path that exists is taken as it is, also where it looks like a pattern. In folders, what begins with `.` or `_`
@@ -66,6 +66,7 @@ def list_files(path: str, format_name: str | None) -> Listing:
     Args:
         path: a file, a folder, a pattern, or a URL of one of them.
         format_name: as the user says; None for what the names of the files tell.
+        leave_out: files and folders, as people are told of them, that are not of the input though they lie within it.
 
     Raises:
         Misconfigured: there is no file, its format cannot be told, or there are files of several formats.
@@ -89,10 +90,11 @@ def list_files(path: str, format_name: str | None) -> Listing:
             base, keys = _plain_start(key), storage.glob(key)
         else:
             raise Misconfigured(f"There is no {shown}.")
+    within = tuple(f"{name}/" for name in leave_out if not f"{storage.shown(base)}/".startswith(f"{name}/"))
     places = [
         Place(storage, found, storage.shown(found), dict(_partition(found[len(base) :])))
         for found in sorted(keys, key=lambda name: PurePosixPath(name).parts)
-        if not _left_out(found[len(base) :])
+        if not _left_out(found[len(base) :]) and not f"{storage.shown(found)}/".startswith(within)
     ]
     if not places:
         raise Misconfigured(f"There is no file in {shown}.")

@@ -40,14 +40,18 @@ _FORMATS: Mapping[InputFormat, FileFormat] = {
 }
 
 
-def open_source(options: InputOptions) -> FileSource:
+def open_source(options: InputOptions, leave_out: Sequence[str] = ()) -> FileSource:
     """Look at an input. It blocks: it belongs on a thread.
+
+    Args:
+        options: say what it is.
+        leave_out: files and folders that are not of it, as `list_files` takes them.
 
     Raises:
         Misconfigured: there is nothing of that name, or it cannot be read as it is asked for.
         Unavailable: a storage behind a URL has trouble.
     """
-    listing = list_files(options.path, options.format)
+    listing = list_files(options.path, options.format, leave_out)
     file_format = _FORMATS[listing.format]
     with ThreadPoolExecutor(_LOOKING, "backfill-look") as pool:
         looked = list(pool.map(lambda place: _look_at(place, file_format), listing.places))

@@ -7,6 +7,7 @@ and renamed, after the part itself: a part without a record is simply made again
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -186,6 +187,17 @@ class State:
 def side_file_of(folder: Path, output: Output | None) -> Path:
     """Where the side file of bad rows lies: beside a local output, else in the state folder."""
     return Path(f"{output.location}.bad-rows.jsonl") if output and output.is_local else folder / "bad-rows.jsonl"
+
+
+def paths_of(folder: Path, output: Output) -> tuple[str, ...]:
+    """All that a backfill writes, as files of an input are called: where it lies within the input, it is none of it."""
+    mine = [folder, side_file_of(folder, output)]
+    if output.is_local:
+        mine.append(Path(output.location))
+        if output.kind is Kind.FILE and output.format == "npy":
+            mine.append(Path(f"{output.location.removesuffix('.npy')}.ids.parquet"))
+    remote = [output.shown] if output.kind in {Kind.FILE, Kind.FOLDER} and not output.is_local else []
+    return (*(os.path.abspath(path) for path in mine), *remote)  # noqa: PTH100 # as the files of an input are named
 
 
 def lies_beside(folder: Path, output: Output) -> bool:

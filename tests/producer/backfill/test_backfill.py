@@ -118,6 +118,23 @@ async def test_again_is_done_without_anybody(run: Run, stub: Any, options: Backf
     assert stub.seen == []
 
 
+@pytest.mark.parametrize("pattern", ["", "/*"])
+@pytest.mark.parametrize("out", ["out", "out.parquet", "out.npy", "deep/out"])
+async def test_what_it_writes_within_its_input_is_none_of_the_input(
+    run: Run, stub: Any, options: BackfillOptions, tmp_path: Path, out: str, pattern: str
+) -> None:
+    (tmp_path / "in" / "deep").mkdir()
+    inside = replace(
+        options,
+        input=replace(options.input, path=f"{tmp_path}/in/deep/..{pattern}"),
+        output=OutputOptions(f"{tmp_path}/in/./{out}"),
+    )
+    first = await run(inside)
+    assert (first.complete, first.rows, first.bad_rows) == (True, 38, 2)
+    assert await run(inside) == first
+    assert await asyncio.to_thread(finished_already, inside) == first
+
+
 async def test_half_vectors_of_fewer_components(
     run: Run, stub: Any, card: ModelCard, options: BackfillOptions, tmp_path: Path
 ) -> None:

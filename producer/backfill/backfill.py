@@ -107,6 +107,7 @@ async def backfill(
         await asyncio.to_thread(remember, folder)
         records = state.records()
         progress.resumed_rows = sum(record.taken for record in records)
+        progress.bad_rows = sum(record.bad_rows for record in records)
         progress.begin(state.manifest.part_rows)
         embedding = Embedding(producer, served.card, options.vectors, tokenizing, credit, progress, options.patience_s)
         runner = Runner(

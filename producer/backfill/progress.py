@@ -22,7 +22,7 @@ class Progress:
         computed_rows: rows of this process that have a vector; more than `rows` while parts are under way.
         computed_texts: unique texts that were sent to the queue.
         tokens: of those texts.
-        bad_rows: of this process.
+        bad_rows: among the resumed rows, and of this process.
         parts: committed by this process.
         part_rows: rows of the input in a part, once that is known.
         model: its name, once a consumer serves it.

@@ -118,6 +118,16 @@ async def test_again_is_done_without_anybody(run: Run, stub: Any, options: Backf
     assert stub.seen == []
 
 
+async def test_bad_rows_of_an_earlier_run_are_counted_like_its_rows(
+    run: Run, stub: Any, options: BackfillOptions, tmp_path: Path
+) -> None:
+    await run()
+    (tmp_path / "out.backfill" / "complete.json").unlink()
+    progress = Progress()
+    await run(options, progress)
+    assert (progress.resumed_rows, progress.bad_rows) == (40, 2)
+
+
 @pytest.mark.parametrize("pattern", ["", "/*"])
 @pytest.mark.parametrize("out", ["out", "out.parquet", "out.npy", "deep/out"])
 async def test_what_it_writes_within_its_input_is_none_of_the_input(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from types import NoneType
@@ -19,6 +20,9 @@ from .trouble import explained
 
 SAMPLE_ROWS = 1000
 """From which the types of columns are told."""
+_LARGE = 2.0**63
+_TOO_LARGE = 2**64 + 1
+"""Stands for whole numbers that no type of Arrow holds."""
 _MISFITS = (pa.ArrowException, TypeError, ValueError, OverflowError)
 _PLAIN: Mapping[pa.DataType, set[type]] = {
     pa.bool_(): {bool},
@@ -101,8 +105,16 @@ def _parsed(line: bytes | None) -> dict[str, Any] | Doubt | None:
     except orjson.JSONDecodeError as error:
         return Doubt(None, BadReason.UNDECODABLE, f"The line is no JSON: {error}") if line.strip() else None
     if isinstance(value, dict):
+        for name, some in value.items():
+            if type(some) is float and abs(some) >= _LARGE and _is_whole(line, name):
+                value[name] = _TOO_LARGE
         return value
     return Doubt(None, BadReason.INVALID, f"The line is no JSON object but {_name(value)}.")
+
+
+def _is_whole(line: bytes, name: str) -> bool:
+    """Whether a large number is written as a whole one: orjson rounds those beyond 64 bits, which makes ids equal."""
+    return type(json.loads(line, parse_int=lambda _: _TOO_LARGE)[name]) is int
 
 
 def _column(field: pa.Field, objects: Sequence[dict[str, Any]], doubts: dict[int, Doubt]) -> pa.Array:

@@ -25,6 +25,7 @@ from pyarrow import ipc
 
 from embedstream.producer.backfill import csv_reader, lines, reading
 from embedstream.producer.backfill.blocks import BadReason, Block
+from embedstream.producer.backfill.jsonl_reader import SAMPLE_ROWS
 from embedstream.producer.backfill.listing import list_files
 from embedstream.producer.backfill.options import InputOptions
 from embedstream.producer.backfill.plan import shards_of
@@ -388,6 +389,19 @@ def test_a_line_that_is_too_long_is_not_held(tmp_path: Path, monkeypatch: pytest
     finally:
         tracemalloc.stop()
         reader.close()
+
+
+def test_whole_numbers_beyond_64_bits_are_never_rounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    digits = "123456789012345678901"
+    known = '{"id": 1, "x": 1e30, "text": "a"}\n'
+    path.write_text(known * SAMPLE_ROWS + f'{{"id": {digits}, "text": "b"}}\n{{"id": -{digits}, "text": "c"}}\n')
+    blocks = blocks_of(path=str(path), id_column="id", carry=("x",))
+    assert {row["x"] for block in blocks for row in block.carried.to_pylist()} == {1e30}
+    assert bad_of(blocks) == [(SAMPLE_ROWS, BadReason.INVALID), (SAMPLE_ROWS + 1, BadReason.INVALID)]
+    path.write_text(f'{{"id": {digits}, "text": "b"}}\n')
+    with pytest.raises(Misconfigured, match="`id`"):
+        blocks_of(path=str(path), id_column="id")
 
 
 @pytest.mark.parametrize("name", ["rows.ndjson.gz", "rows.jsonl.zst", "rows.csv.gz"])

@@ -211,9 +211,8 @@ def _doing(progress: Progress, loading: str) -> str:
 def _sum(progress: Progress, outcome: Outcome, output: str, here: Path) -> str:
     told = f", told in {_seen_from(here, outcome.side_file)}" if outcome.bad_rows else ""
     speed = f" · {progress.rows / progress.working_s:,.0f} rows/s" if progress.rows else ""
-    return (
-        f"{outcome.rows:,} rows in {output} · {_bad_rows(outcome.bad_rows)}{told} · {progress.elapsed_s:,.1f} s{speed}"
-    )
+    rows = "1 row" if outcome.rows == 1 else f"{outcome.rows:,} rows"
+    return f"{rows} in {output} · {_bad_rows(outcome.bad_rows)}{told} · {progress.elapsed_s:,.1f} s{speed}"
 
 
 def _seen_from(folder: Path, path: Path) -> Path:

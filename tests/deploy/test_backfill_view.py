@@ -109,6 +109,8 @@ def test_the_last_line_is_all_of_stdout(progress: Progress, capsys: pytest.Captu
     progress.rows = 0
     lines.finished(outcome())
     assert capsys.readouterr().out == "11,998 rows in out · no bad rows · 20.0 s\n"
+    lines.finished(replace(outcome(), rows=1))
+    assert capsys.readouterr().out.startswith("1 row in out · ")
     lines.finished(replace(outcome(bad_rows=2), side_file=Path("/elsewhere/out.bad-rows.jsonl")))
     assert " told in /elsewhere/out.bad-rows.jsonl · " in capsys.readouterr().out
 

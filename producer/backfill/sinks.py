@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.types as pat
 
@@ -79,7 +81,7 @@ def try_output(options: OutputOptions, schema: OutputSchema) -> None:
 
 
 def refuse_clash(options: OutputOptions, carried: pa.Schema) -> None:
-    """Refuse a carried column that is named as the vectors are.
+    """Refuse a carried column that is named as the vectors are, or of a type that the output's format does not have.
 
     Raises:
         Misconfigured: there is one.
@@ -88,6 +90,26 @@ def refuse_clash(options: OutputOptions, carried: pa.Schema) -> None:
         raise Misconfigured(
             f"A column `{options.vector_column}` is carried: give the vectors another name with --vector-column."
         )
+    if (output := output_of(options)).kind in {Kind.FILE, Kind.FOLDER}:
+        _try_columns(_FORMATS[output.format], _plain(carried))
+
+
+def _try_columns(form: Format, carried: pa.Schema) -> None:
+    for field in carried:
+        columns = pa.schema([field.with_nullable(True)])
+        with TemporaryDirectory() as folder:
+            try:
+                part = form.open(
+                    [Path(folder, str(place)) for place, _ in enumerate(form.extensions)],
+                    OutputSchema(columns, f"not {field.name}", 1, "float32", {}),
+                )
+                with closing(part):
+                    part.write(pa.record_batch([pa.nulls(1, field.type)], columns), np.zeros((1, 1), np.float32))
+            except pa.ArrowNotImplementedError as error:
+                raise Misconfigured(
+                    f"The column `{field.name}` cannot be written in the format of OUT ({error}): carry others, or "
+                    "choose another format."
+                ) from error
 
 
 def _place(output: Output, folder: str) -> Place:

@@ -27,7 +27,7 @@ from embedstream.producer.backfill import parquet_format, retries
 from embedstream.producer.backfill.options import OutputOptions
 from embedstream.producer.backfill.plan import PartId
 from embedstream.producer.backfill.sink import OutputSchema
-from embedstream.producer.backfill.sinks import open_sink
+from embedstream.producer.backfill.sinks import open_sink, refuse_clash
 from embedstream.shared.errors import Misconfigured, Unavailable
 
 DIM = 6
@@ -370,6 +370,15 @@ def test_what_others_made_is_never_touched(tmp_path: Path) -> None:
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     embed(str(tmp_path / "out"), tmp_path / "staging")
+
+
+@pytest.mark.parametrize("name", ["v", "v.parquet", "v.jsonl", "v.npy"])
+def test_a_column_that_the_format_does_not_have_is_refused(name: str, tmp_path: Path) -> None:
+    carried = pa.schema([("id", pa.int64()), ("span", pa.month_day_nano_interval())])
+    with pytest.raises(Misconfigured, match="`span`"):
+        refuse_clash(OutputOptions(str(tmp_path / name)), carried)
+    refuse_clash(OutputOptions(str(tmp_path / "v.arrow")), carried)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_column_of_the_vectors_name_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from embedstream.producer.backfill.options import BackfillOptions
 from embedstream.producer.backfill.outputs import output_of
 from embedstream.producer.backfill.progress import Progress
 from embedstream.shared import exits, logs, runfile
-from embedstream.shared.errors import EmbedstreamError
+from embedstream.shared.errors import EmbedstreamError, Unavailable
+from embedstream.shared.processes import Identity
 from embedstream.shared.settings import LogLevel, Role, Settings, flag_of, roles_of
 from embedstream.shared.urls import without_secrets
 
@@ -84,7 +85,8 @@ class _Run:
 
     def alone(self, settings: Settings, options: BackfillOptions, fleet: OwnFleet | None = None) -> int:
         """Do the work; the exit code."""
-        return self.ended(self._watched(Work(settings, options, self._progress), fleet))
+        joined = None if fleet is not None else runfile.owner_of(settings.redis_url or "")
+        return self.ended(self._watched(Work(settings, options, self._progress), fleet, joined))
 
     def ended(self, outcome: Outcome | None) -> int:
         """Say how it ended; the exit code.
@@ -98,7 +100,7 @@ class _Run:
         self._view.interrupted()
         return exits.interrupted_by(self._signals.first_stop or signal.SIGINT)
 
-    def _watched(self, work: Work, fleet: OwnFleet | None) -> Outcome | None:
+    def _watched(self, work: Work, fleet: OwnFleet | None, joined: Identity | None) -> Outcome | None:
         work.start()
         try:
             while not work.done:
@@ -107,6 +109,11 @@ class _Run:
                     longest_s = min(longest_s, fleet.look_after())
                     if self._progress.model:
                         fleet.serving()
+                if joined is not None and not joined.is_alive and not work.done:
+                    raise Unavailable(
+                        "The server that it had joined has ended, and its queue with it. The same command goes on: "
+                        "beside another server, or without any, on its own."
+                    )
                 self._signals.wait(longest_s)
                 self._stop_if_asked(work)
                 self._view.show()

@@ -179,9 +179,14 @@ def create_private_folder(process: Identity) -> Path:
 
 def is_embedded(redis_url: str) -> bool:
     """Whether a URL leads to the embedded Valkey of a `serve`: its socket lies in a private folder of that."""
+    return owner_of(redis_url) is not None
+
+
+def owner_of(redis_url: str) -> Identity | None:
+    """The `serve` whose embedded Valkey a URL leads to; None where it leads elsewhere."""
     path = Path(redis_url.removeprefix("unix://"))
-    owned = _owner_by_name(path.parent.name) is not None and path.name == SOCKET_NAME
-    return redis_url.startswith("unix://") and owned
+    embedded = redis_url.startswith("unix://") and path.name == SOCKET_NAME
+    return _owner_by_name(path.parent.name) if embedded else None
 
 
 def sweep() -> list[Path]:

@@ -48,9 +48,9 @@ class Backfill:
     @property
     def state(self) -> str:
         """`running`, `stopped` or `complete`."""
-        if self.beats:
-            return "running"
-        return "complete" if self.survey and self.survey.is_complete else "stopped"
+        if self.survey and self.survey.is_complete:  # though a process may be there that has not seen it yet
+            return "complete"
+        return "running" if self.beats else "stopped"
 
     @property
     def taken(self) -> int:

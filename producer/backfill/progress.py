@@ -17,7 +17,7 @@ class Progress:
     Args:
         total_rows: of the input, where it is known or can be estimated.
         total_is_exact: whether it is known; lines of text are counted only while they are read.
-        resumed_rows: rows of parts that an earlier run, or another process, has committed.
+        resumed_rows: rows of parts that an earlier run, or another process, has committed by now.
         rows: rows of this process that are done: in a part that is committed, bad and left-out ones included.
         computed_rows: rows of this process that have a vector; more than `rows` while parts are under way.
         computed_texts: unique texts that were sent to the queue.

@@ -118,6 +118,7 @@ class Runner:
                 if self._stopping:
                     return
                 missing = await self._missing()
+                await self._count()
                 if missing and self._progress.parts == before:
                     self._progress.state = "waiting for parts that other processes work on"
                     await asyncio.sleep(_WAIT_S)
@@ -132,6 +133,12 @@ class Runner:
 
     async def _missing(self) -> tuple[int, ...]:
         return await _on(self._reading, self._state.missing, len(self._shards))
+
+    async def _count(self) -> None:
+        """Take note of what all processes have committed, earlier ones included."""
+        records = await _on(self._writing, self._state.records)
+        self._progress.resumed_rows = sum(record.taken for record in records) - self._progress.rows
+        self._progress.bad_rows = sum(record.bad_rows for record in records)
 
     async def _pass(self, shards: Sequence[Shard]) -> None:
         """Go through shards once, doing the parts that nobody else does."""
@@ -214,8 +221,8 @@ class Runner:
                     record = PartRecord(step.part, step.end.taken, rows, texts, tokens, len(bad))
                     await _on(self._writing, self._commit, writer if rows else None, record, bad)
                     self._progress.rows += record.taken
-                    self._progress.bad_rows += record.bad_rows
                     self._progress.parts += 1
+                    await self._count()
                     if writer is not None:
                         await _on(self._writing, writer.abort)  # without rows there is no part
                     writer, rows, texts, tokens, bad = None, 0, 0, 0, []

@@ -19,6 +19,7 @@ from embedstream.producer.backfill.manifest import manifest_of
 from embedstream.producer.backfill.options import BackfillOptions, InputOptions, OutputOptions
 from embedstream.producer.backfill.plan import InputFile, PartId, Shard, shards_of
 from embedstream.producer.backfill.progress import Progress
+from embedstream.producer.backfill.records import PartRecord
 from embedstream.producer.backfill.runner import Runner
 from embedstream.producer.failures import InputFailure
 from embedstream.producer.request import Options
@@ -309,7 +310,30 @@ async def test_a_part_that_another_process_has_is_left_to_it_and_taken_when_it_d
     await asyncio.sleep(0.4)
     assert sorted(sink.parts) == [PartId(0, 0), PartId(0, 2)]
     assert "other processes" in progress.state
+    assert (progress.rows, progress.resumed_rows) == (20, 0)
     theirs.clear()  # it died
     await task
     assert sink.ids == good_ids(30)
+    state.close()
+
+
+async def test_what_others_commit_is_counted(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, progress = Memory(), Progress()
+    runner, state = make(Numbers(30), sink, Embeds(), progress=progress)
+    claim: Callable[[PartId], bool] = state.claim
+    committed: list[PartId] = []
+
+    def other_is_first(part: PartId) -> bool:
+        if part == PartId(0, 1):
+            if not committed:
+                committed.append(part)
+                assert claim(part)
+                bad = [BadRow("f0", 17, BadReason.NULL, "no text")]
+                state.commit(PartRecord(part, 10, 8, 8, 16, len(bad)), bad)
+            return False
+        return claim(part)
+
+    monkeypatch.setattr(state, "claim", other_is_first)
+    await runner.run()
+    assert (progress.rows, progress.resumed_rows, progress.bad_rows) == (20, 10, 3)
     state.close()

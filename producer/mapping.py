@@ -69,7 +69,6 @@ async def mapped(
         while (batch := await mapper.take()) is not None:
             for pair in _pairs(batch, on_failure):
                 yield pair
-            await asyncio.sleep(0)  # a reader that waits for nothing would take all that is done in one turn
         await reading  # what it has raised
     finally:
         await mapper.close()

@@ -194,7 +194,7 @@ def null(options: argparse.Namespace) -> Iterator[str]:
 
 
 def in_order_of_sending(texts: Sequence[str]) -> list[str]:
-    """The texts as a backfill sends them: window by window, each text once, the longest first."""
+    """The texts as a backfill sends them: window by window, each text once, the shortest first."""
     files = locate("all-MiniLM-L6-v2").path
     recipe = card().recipe
     tokenizer = TextTokenizer(finished((files / "tokenizer.json").read_text(), do_lower_case=False), recipe)
@@ -204,7 +204,7 @@ def in_order_of_sending(texts: Sequence[str]) -> list[str]:
         some = [text for text in dict.fromkeys(texts[first : first + WINDOW]) if text not in seen]
         seen.update(some)
         lengths = tokenizer.encode(some, truncate_to=256).lengths
-        sent += [some[place] for place in np.argsort(lengths, kind="stable")[::-1].tolist()]
+        sent += [some[place] for place in np.argsort(lengths, kind="stable").tolist()]
     return sent
 
 

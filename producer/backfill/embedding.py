@@ -133,7 +133,9 @@ class Embedding:
         lengths = np.concatenate([some.lengths for some in tokenized])
         ids = np.concatenate([some.ids for some in tokenized])
         lost = _joined_cut(tokenized)
-        order = np.argsort(lengths, kind="stable")[::-1]
+        # The shortest first: a consumer forms batches from the short rows up, and the oldest row goes along. Were that
+        # one of the longest that it has, it would often go nearly alone.
+        order = np.argsort(lengths, kind="stable")
         order = order[lengths[order] > 0]
         bounds = offsets(lengths)
         async with asyncio.TaskGroup() as group:

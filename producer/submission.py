@@ -34,14 +34,18 @@ class Submission:
     def __init__(self, redis: Redis, keys: Keys, admission: Admission, reply_stream: str) -> None:
         self._writer = Writer(redis, keys, reply_stream, admission, asyncio.Event())
         self._writer.open()
+        self._over = asyncio.Event()
+        self.users = 0
+        """Requests that are being stored."""
 
-    def wake(self) -> None:
-        """Let `run` look whether it is to stop."""
+    def end(self) -> None:
+        """Let `run` end."""
+        self._over.set()
         self._writer.wake()
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Send what is submitted, until `stopping` is set."""
-        await self._writer.run(stopping)
+    async def run(self) -> None:
+        """Send what is submitted, until `end` is called."""
+        await self._writer.run(self._over)
 
     async def store(self, request: PendingRequest, stopping: asyncio.Event) -> None:
         """Send all jobs of a request; it returns when each is on its lane.
@@ -79,6 +83,8 @@ class Submission:
 class Submissions:
     """The submissions of one producer: one for each place that results go to.
 
+    Those of inboxes last as long as somebody forwards to them: there may be one for each of a million users.
+
     Args:
         redis: client for short commands.
         fleet: knows by what terms requests are admitted.
@@ -90,7 +96,7 @@ class Submissions:
         self._fleet = fleet
         self._stopping = stopping
         self._submissions: dict[tuple[Keys, str], Submission] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def store(self, request: PendingRequest, keys: Keys, reply_stream: str = "") -> None:
         """Send all jobs of a request, as `Submission.store` does.
@@ -99,16 +105,30 @@ class Submissions:
             request: whose results others take.
             keys: of the model.
             reply_stream: where they go; "" when they are kept under the request's id alone.
+
+        Raises:
+            Overloaded, Unavailable: as there; also when the producer was closed.
         """
+        if self._stopping.is_set():
+            raise Unavailable("The producer was closed.")
         submission = self._submissions.get((keys, reply_stream))
         if submission is None:
             submission = Submission(self._redis, keys, self._fleet.admission(keys), reply_stream)
             self._submissions[keys, reply_stream] = submission
-            self._tasks.append(start(submission.run(self._stopping), "submit"))
-        await submission.store(request, self._stopping)
+            task = start(submission.run(), "submit")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        submission.users += 1
+        try:
+            await submission.store(request, self._stopping)
+        finally:
+            submission.users -= 1
+            if reply_stream and not submission.users:
+                del self._submissions[keys, reply_stream]
+                submission.end()
 
     def wake(self) -> list[asyncio.Task[None]]:
-        """Let the loops see that they are to stop. Returns the loops."""
+        """Let the loops end. Returns the loops."""
         for submission in self._submissions.values():
-            submission.wake()
-        return self._tasks
+            submission.end()
+        return list(self._tasks)

@@ -80,6 +80,13 @@ async def test_another_process_receives_them(
     assert await is_empty(redis, keys)
 
 
+async def test_an_inbox_for_each_of_many_users_leaves_no_loop_behind(producer: Producer, stub: Any) -> None:
+    await asyncio.gather(*(producer.forward([[1]], f"user-{number}") for number in range(20)))
+    await producer.forward([[1]], "user-3")  # and again
+    await asyncio.sleep(0.1)
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "producer-submit"] == []
+
+
 async def test_texts_need_no_ids(producer: Producer, stub: Any) -> None:
     await producer.forward(["the queue", "a"], "indexer")
     (one,) = await take(producer.deliveries("indexer"), 2)

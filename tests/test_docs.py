@@ -80,5 +80,5 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 def test_every_example_is_listed() -> None:
     page = (ROOT / "examples" / "README.md").read_text()
-    listed = re.findall(r"^\| \[([\w.]+)\]", page, re.MULTILINE)
+    listed = re.findall(r"^\| \[([\w.]+)[^\]]*\]\(\1\)", page, re.MULTILINE)
     assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))

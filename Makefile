@@ -29,7 +29,7 @@ check: .venv/installed-dev  ## the quick checks
 unit: .venv/installed-dev  ## pytest alone; flags: make unit ARGS="-k batching"
 	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
 
-chaos: .venv/installed-dev  ## kill, stall and flood a whole deployment and its backfills, about 8 minutes; flags: make chaos ARGS="-k test_03"
+chaos: .venv/installed-dev  ## kill, stall and flood a whole deployment and its backfills, about 6 minutes; flags: make chaos ARGS="-k test_03"
 	$(BIN)/pytest tests/chaos -m chaos -n 6 --dist worksteal -o faulthandler_timeout=400 $(ARGS)
 
 test-clients: .venv/installed-dev .venv-clients/installed  ## real client packages against a real server; flags: make test-clients ARGS="-k litellm"

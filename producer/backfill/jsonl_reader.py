@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from .blocks import BadReason
+from .line_reader import LineReader
 from .lines import Lines, too_long
 from .listing import Place
-from .reading import BLOCK_ROWS, Doubt, Rows, conformed
+from .reading import Doubt, Rows, conformed
 from .trouble import explained
 
 SAMPLE_ROWS = 1000
@@ -41,9 +43,9 @@ class JsonlFormat:
         """The types are told by the first rows of all files: see `sample`."""
         return None, None
 
-    def open(self, place: Place, columns: pa.Schema) -> JsonlReader:
-        """Begin to read."""
-        return JsonlReader(place, columns)
+    def open(self, place: Place, columns: pa.Schema) -> LineReader:
+        """Begin to read; each line is parsed by itself."""
+        return LineReader(place, columns, _rows)
 
     def sample(self, places: Sequence[Place]) -> pa.Schema:
         """The columns of the first rows; one without any value is of strings, one of several types has none."""
@@ -54,46 +56,21 @@ class JsonlFormat:
         return pa.schema([pa.field(name, _type(some)) for name, some in values.items()])
 
 
-class JsonlReader:
-    """Reads one file of JSON lines."""
-
-    def __init__(self, place: Place, columns: pa.Schema) -> None:
-        self._lines = Lines(place)
-        self._columns = columns
-        self._row = 0
-
-    def skip(self, n_rows: int) -> int:
-        """Count lines."""
-        step = self._lines.skip(n_rows)
-        self._row += step
-        return step
-
-    def take(self, n_rows: int) -> Iterator[Rows]:
-        """Parse lines, each by itself."""
-        while n_rows and (lines := self._lines.read(min(n_rows, BLOCK_ROWS))):
-            n_rows -= len(lines)
-            yield self._rows(lines)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
-
-    def _rows(self, lines: Sequence[bytes | None]) -> Rows:
-        objects: list[dict[str, Any]] = []
-        places, doubts = [], {}
-        for place, line in enumerate(lines, self._row):
-            value = _parsed(line)
-            if value is None:
-                continue
-            if isinstance(value, Doubt):
-                doubts[len(objects)] = value
-                value = {}
-            objects.append(value)
-            places.append(place)
-        arrays = [_column(field, objects, doubts) for field in self._columns]
-        batch = pa.RecordBatch.from_arrays(arrays, schema=self._columns)
-        self._row += len(lines)
-        return Rows(len(lines), np.array(places, np.int64), conformed(batch, self._columns), doubts)
+def _rows(lines: Sequence[bytes | None], places: NDArray[np.int64], columns: pa.Schema) -> Rows:
+    objects: list[dict[str, Any]] = []
+    kept, doubts = [], {}
+    for place, line in zip(places.tolist(), lines, strict=True):
+        value = _parsed(line)
+        if value is None:
+            continue
+        if isinstance(value, Doubt):
+            doubts[len(objects)] = value
+            value = {}
+        objects.append(value)
+        kept.append(place)
+    arrays = [_column(field, objects, doubts) for field in columns]
+    batch = pa.RecordBatch.from_arrays(arrays, schema=columns)
+    return Rows(len(lines), np.array(kept, np.int64), conformed(batch, columns), doubts)
 
 
 def _parsed(line: bytes | None) -> dict[str, Any] | Doubt | None:

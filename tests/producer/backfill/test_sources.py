@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import ipc
 
-from embedstream.producer.backfill import csv_reader, lines, reading
+from embedstream.producer.backfill import csv_reader, line_reader, lines, reading
 from embedstream.producer.backfill.blocks import BadReason, Block
 from embedstream.producer.backfill.jsonl_reader import SAMPLE_ROWS
 from embedstream.producer.backfill.listing import list_files
@@ -122,7 +122,7 @@ def bad_of(blocks: Sequence[Block]) -> list[tuple[int, BadReason]]:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces so small that few rows need several of each."""
     monkeypatch.setattr(lines, "_CHUNK_BYTES", 100)
-    for module in (reading, csv_reader):
+    for module in (reading, csv_reader, line_reader):
         monkeypatch.setattr(module, "BLOCK_ROWS", 6)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -93,14 +94,19 @@ def _given_up_at(deadline_s: float) -> Iterator[None]:
     A thread cannot be ended from outside, and a loop that writes nothing passes no code of ours; but Python calls the
     tracer of a thread before each line, and what the tracer raises is raised there. That holds for Jinja's own code
     too, whose filters have loops; what is one step of the interpreter must be bounded by its size.
+
+    Only in lines of the template and of Jinja, and in none while a generator is closed: Python runs finalizers, the
+    callbacks of the garbage collector and what generators do at their end between any two lines. It ignores what they
+    raise, and has then dropped the tracer. What other code takes too long is given up at Jinja's next line, or here.
     """
     if deadline_s == math.inf:
         yield
         return
 
-    def each_line(frame: FrameType, event: str, arg: object) -> Any:
-        del frame, event, arg
-        if time.monotonic() > deadline_s:
+    def each_line(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "exception" and issubclass(arg[0], GeneratorExit):
+            return _closing
+        if event == "line" and time.monotonic() > deadline_s and _is_jinja(frame) and not _closes_generator(frame):
             raise TemplateTimeout
         return each_line
 
@@ -110,6 +116,30 @@ def _given_up_at(deadline_s: float) -> Iterator[None]:
         yield
     finally:
         sys.settrace(before)
+    if time.monotonic() > deadline_s:
+        raise TemplateTimeout
+
+
+_JINJA = str(Path(jinja2.__file__).parent)
+
+
+def _is_jinja(frame: FrameType) -> bool:
+    file = frame.f_code.co_filename
+    return file == "<template>" or file.startswith(_JINJA)  # as Jinja names what it compiles from a text
+
+
+def _closing(frame: FrameType, event: str, arg: Any) -> Any:
+    """The tracer of a generator that is being closed."""
+    del frame, event, arg
+    return _closing
+
+
+def _closes_generator(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_trace is _closing:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Code(CodeGenerator):

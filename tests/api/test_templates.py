@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import time
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jinja2
@@ -159,10 +162,14 @@ def test_the_sandbox_holds(template: str) -> None:
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}"
 
 
-def test_an_endless_template_is_given_up() -> None:
+NO_CALLS = "{% set x = range(99999) %}{% for a in x %}{% for b in x %}{% set c = b %}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize("source", [ENDLESS, NO_CALLS])
+def test_an_endless_template_is_given_up(source: str) -> None:
     before = sys.gettrace()
     with pytest.raises(TemplateTimeout):
-        ChatTemplate(ENDLESS).render({}, most_chars=100, deadline_s=time.monotonic() + 0.05)
+        ChatTemplate(source).render({}, most_chars=100, deadline_s=time.monotonic() + 0.05)
     assert sys.gettrace() is before
 
 
@@ -177,6 +184,109 @@ def test_filters_that_loop_are_given_up(source: str) -> None:
     deadline_s = time.monotonic() + 0.05
     with pytest.raises(TemplateTimeout):
         ChatTemplate(source, deadline_s=deadline_s).render({}, most_chars=100, deadline_s=deadline_s)
+
+
+class Late:
+    """Something that can be weakly referred to."""
+
+
+class Slow:
+    """Takes long to go, by its own finalizer."""
+
+    def __del__(self) -> None:
+        time.sleep(0.1)
+        self.gone = True  # a line past the deadline
+
+
+def _drop_slow() -> str:
+    Slow()
+    return ""
+
+
+def _drop_finalized() -> str:
+    late = Late()
+    weakref.finalize(late, lambda: time.sleep(0.1))
+    del late
+    return ""
+
+
+def _drop_generator() -> str:
+    def numbers() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            time.sleep(0.1)
+            time.sleep(0)
+
+    next(numbers())
+    return ""
+
+
+def _drop_template() -> str:
+    """A generator that renders a text at its end."""
+    text = ChatTemplate("{% set a = sleep(0.1) %}{{ a }}")._template.generate(sleep=time.sleep)
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            list(text)
+
+    next(numbers())
+    return ""
+
+
+def _collect_garbage() -> str:
+    def callback(phase: str, info: object) -> None:
+        del phase, info
+        time.sleep(0.1)
+        time.sleep(0)
+
+    gc.callbacks.append(callback)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
+    return ""
+
+
+@pytest.mark.parametrize("drop", [_drop_slow, _drop_finalized, _drop_generator, _drop_template, _collect_garbage])
+def test_what_python_ignores_amid_a_template_does_not_save_it(drop: Callable[[], str]) -> None:
+    """What finalizers raise nobody hears; pytest tells of it all the same."""
+    lines: list[int] = []
+    source = "{{ drop() }}{% for a in range(9) %}{{ line(a) }}{% endfor %}"
+    with pytest.raises(TemplateTimeout):
+        ChatTemplate(source).render(
+            {"drop": drop, "line": lines.append}, most_chars=100, deadline_s=time.monotonic() + 0.05
+        )
+    assert lines == []
+
+
+def test_a_generator_of_jinja_that_is_dropped_past_the_deadline_does_not_save_a_template() -> None:
+    """Closing one is no line of the template's, though its code is Jinja's."""
+    lines: list[int] = []
+    held = [jinja2.filters.sync_do_slice(["a"], 3)]
+    next(held[0])
+
+    def drop() -> str:
+        time.sleep(0.1)
+        held.clear()
+        return ""
+
+    source = "{{ drop() }}{% for a in range(9) %}{{ line(a) }}{% endfor %}"
+    with pytest.raises(TemplateTimeout):
+        ChatTemplate(source).render(
+            {"drop": drop, "line": lines.append}, most_chars=100, deadline_s=time.monotonic() + 0.05
+        )
+    assert lines == []
+
+
+def test_a_template_that_ends_too_late_is_given_up() -> None:
+    """By other code, after which Jinja runs no line of its own."""
+    with pytest.raises(TemplateTimeout):
+        ChatTemplate("{{ sleep(0.1) }}").render(
+            {"sleep": time.sleep}, most_chars=100, deadline_s=time.monotonic() + 0.05
+        )
 
 
 def test_compiling_calculates_nothing() -> None:

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import structlog
 from numpy.typing import NDArray
+from redis.asyncio import Redis
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -72,6 +74,27 @@ def redis_url(_own_folders: None) -> Iterator[str]:
     """A Valkey of the tests' own on a unix socket, shared by all; each test has its own key prefix."""
     with EmbeddedServer(Settings()) as server:
         yield server.url
+
+
+@asynccontextmanager
+async def _full_memory(redis: Redis) -> AsyncIterator[None]:
+    usual: Any = await redis.config_get("maxmemory*")
+    # Its own limit for clients is a tenth of its memory: it would close the connections of those who ask.
+    changed = {"maxmemory-clients": 0, "maxmemory": 1}  # Redis knows the first since version 7
+    changed = {name: value for name, value in changed.items() if name in usual}
+    for name, value in changed.items():
+        await redis.config_set(name, value)
+    try:
+        yield
+    finally:
+        for name in changed:
+            await redis.config_set(name, usual[name])
+
+
+@pytest.fixture
+def full_memory() -> Callable[[Redis], AbstractAsyncContextManager[None]]:
+    """`async with full_memory(redis):` the server refuses what takes memory, and keeps its connections."""
+    return _full_memory
 
 
 @pytest.fixture

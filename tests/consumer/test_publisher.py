@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -192,18 +193,16 @@ async def test_an_answer_is_held_until_redis_takes_it(
     assert len(await replies(redis, keys)) == 1
 
 
-async def test_nothing_is_removed_when_the_reply_is_refused(redis: Redis, keys: Keys) -> None:
+async def test_nothing_is_removed_when_the_reply_is_refused(
+    redis: Redis, keys: Keys, full_memory: Callable[[Redis], AbstractAsyncContextManager[None]]
+) -> None:
     """At OOM a plain pipeline would refuse the reply and delete the job: this is why it is a transaction."""
     publisher = Publisher(redis, keys)
     entry = await finished(redis, keys)
     answer = answer_of(entry, b"f" * 16)
-    limit: Any = await redis.config_get("maxmemory")
-    await redis.config_set("maxmemory", 1)
-    try:
+    async with full_memory(redis):
         with pytest.raises(OutOfMemoryError) as caught:
             await publisher._publish([answer])
-    finally:
-        await redis.config_set("maxmemory", limit["maxmemory"])
     assert is_transient(caught.value)  # so the publisher holds the answer and tries again
     assert await left(redis, keys) == (1, 1)
     await publisher._publish([answer])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import numpy as np
@@ -377,15 +378,12 @@ async def test_a_refusal_of_the_server_is_told(writers: Writers, monkeypatch: py
     assert "WRONGTYPE" in str(one.error)
 
 
-async def test_memory_that_is_really_full_stores_nothing(script: Script, redis: Redis) -> None:
+async def test_memory_that_is_really_full_stores_nothing(
+    script: Script, redis: Redis, full_memory: Callable[[Redis], AbstractAsyncContextManager[None]]
+) -> None:
     await script(FAST)
-    used: Any = await redis.info("memory")
-    limit: Any = await redis.config_get("maxmemory")
-    await redis.config_set("maxmemory", int(used["used_memory"]) // 2)
-    try:
+    async with full_memory(redis):
         with pytest.raises(OutOfMemoryError):
             await script(FAST, 3)
-    finally:
-        await redis.config_set("maxmemory", limit["maxmemory"])
     assert await script.lengths() == [1, 0]
     assert (await script.totals())[0] == 1

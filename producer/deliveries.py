@@ -143,9 +143,11 @@ class Inbox:
                         opened += await self._open(*entries[0])
                         entries.popleft()
                     pauses = backoff_s()
-                except (RedisError, OSError) as error:
+                except Exception as error:
                     if self._left.is_set():
-                        return
+                        return  # a connection that closes while it opens fails in ways that are no RedisError
+                    if not isinstance(error, RedisError | OSError):
+                        raise
                     log.warning("deliveries.read_failed", error=told(error))
                     await after_failure(self._reader, error)
                     await after_failure(self._redis, error)

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_AGAIN_S = 0.5
+"""What was cancelled and goes on is cancelled again after so long."""
+
 
 class LoopThread:
     """Runs what other threads ask for, until it is stopped."""
@@ -69,9 +72,25 @@ class LoopThread:
         if not self._inherited:  # if it is, another thread may have held the lock for ever
             with self._lock:
                 if not self._stopped:
-                    return asyncio.run_coroutine_threadsafe(work, self._loop)
+                    return asyncio.run_coroutine_threadsafe(_cancellable(work), self._loop)
         work.close()
         return None
+
+
+async def _cancellable(work: Coroutine[Any, Any, T]) -> T:
+    """Something that ends when it is cancelled, though it may swallow that.
+
+    `asyncio.wait_for`, by which redis-py sends, does so in Python 3.11 when what it waits for is done at that moment.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_AGAIN_S)
+        raise
+    return task.result()
 
 
 async def _end_all_tasks() -> None:

@@ -74,12 +74,24 @@ class StubConsumer:
         self.on_job: Callable[[Job, list[ResultPart]], list[ResultPart] | None] = lambda _, parts: parts
         self.seen: list[Job] = []
         self.stopping = False
-        self.paused = asyncio.Event()
-        self.paused.set()
+        self.going, self.idle = asyncio.Event(), asyncio.Event()
+        self.going.set()
+
+    async def pause(self) -> None:
+        """Take no more from the lanes, once what was taken is answered."""
+        self.going.clear()
+        await self.idle.wait()
+
+    def resume(self) -> None:
+        """Take what is there."""
+        self.idle.clear()
+        self.going.set()
 
     async def run(self) -> None:
         while not self.stopping:
-            await self.paused.wait()
+            if not self.going.is_set():
+                self.idle.set()
+                await self.going.wait()
             streams: dict[Any, Any] = {self.keys.lane(lane): ">" for lane in LANES}
             try:
                 reply: Any = await self.reader.xreadgroup(GROUP, "stub", streams, 16, 200)
@@ -173,7 +185,7 @@ async def stub_consumers(url: str, keys: Keys) -> AsyncIterator[Callable[[ModelC
     finally:
         for task, stub in tasks:
             stub.stopping = True  # not by cancelling: redis-py may swallow that
-            stub.paused.set()
+            stub.resume()
             await asyncio.wait([task])
             await stub.reader.aclose()
         for heartbeat in beats:

@@ -33,11 +33,6 @@ async def producer(settings: Settings) -> AsyncIterator[Producer]:
         yield producer
 
 
-async def pause(stub: Any) -> None:
-    stub.paused.clear()
-    await asyncio.sleep(0.3)  # longer than its blocking read
-
-
 async def take(deliveries: AsyncGenerator[Delivery, None], n_inputs: int, *, ack: bool = True) -> list[Delivery]:
     """Deliveries of so many inputs."""
     taken: list[Delivery] = []
@@ -95,10 +90,10 @@ async def test_texts_need_no_ids(producer: Producer, stub: Any) -> None:
 
 
 async def test_the_sender_may_be_gone(settings: Settings, producer: Producer, stub: Any) -> None:
-    await pause(stub)
+    await stub.pause()
     async with Producer(settings=settings) as sender:
         await sender.forward([[5]], "indexer", ids=[7])
-    stub.paused.set()
+    stub.resume()
     assert rows(await take(producer.deliveries("indexer"), 1)) == {7: 5}
 
 
@@ -335,7 +330,7 @@ async def test_senders_are_refused_when_receivers_fall_behind(
 
 
 async def test_what_the_lane_refuses_leaves_no_trace(settings: Settings, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     async with Producer(settings=settings.model_copy(update={"max_lane_bytes": 500})) as producer:
         await producer.forward([[5]] * 64, "indexer", request_id=MINE)
         with pytest.raises(Overloaded, match="max-lane-bytes"):
@@ -344,7 +339,7 @@ async def test_what_the_lane_refuses_leaves_no_trace(settings: Settings, stub: A
             await producer.forward([[5]] * 64, "indexer", request_id=MINE)  # once more: the first is still to come
         fields: Any = await redis.hkeys(keys.inbox_notes("indexer"))
         assert sorted(fields) == [f"{MINE}:0".encode(), b"bytes"]
-        stub.paused.set()
+        stub.resume()
         assert len(await take(producer.deliveries("indexer"), 64)) == 1
 
 
@@ -403,7 +398,7 @@ async def test_an_inbox_that_redis_lost_is_made_anew(producer: Producer, stub: A
 async def test_an_inbox_outlives_its_senders_for_a_while(
     producer: Producer, stub: Any, redis: Redis, keys: Keys
 ) -> None:
-    await pause(stub)
+    await stub.pause()
     both = keys.inbox("indexer"), keys.inbox_notes("indexer")
     await producer.forward([[5]], "indexer", timeout_s=500)
     assert [4090 < await redis.ttl(key) <= 4100 for key in both] == [True, True]
@@ -427,6 +422,46 @@ async def test_a_producer_that_is_closed_receives_no_more(
         await held.ack()
     assert await redis.xinfo_consumers(keys.inbox("other"), "g") == []
     assert rows(await take(producer.deliveries("indexer"), 1)) == {1: 5}  # what it had goes to another
+
+
+class Opening:
+    """A client whose connection is still being opened when it is closed: as redis-py 8.1 then fails."""
+
+    def __init__(self) -> None:
+        self.reading, self.closed = asyncio.Event(), asyncio.Event()
+
+    async def xreadgroup(self, *_: Any) -> None:
+        self.reading.set()
+        await self.closed.wait()
+        raise AttributeError("'NoneType' object has no attribute 'writelines'")
+
+    async def aclose(self) -> None:
+        self.closed.set()
+
+
+async def test_it_may_close_while_its_connection_opens(
+    settings: Settings, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = Opening()
+    monkeypatch.setattr("embedstream.producer.client.connect_reader", lambda *_, **__: opening)
+    async with Producer(settings=settings) as other:
+        waiting = asyncio.ensure_future(anext(other.deliveries("other")))
+        async with asyncio.timeout(20):
+            await opening.reading.wait()
+    with pytest.raises(Unavailable, match="closed"):
+        await waiting
+
+
+async def test_what_is_no_fault_of_redis_is_not_tried_again(
+    settings: Settings, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = Opening()
+    opening.closed.set()
+    async with Producer(settings=settings) as other:
+        monkeypatch.setattr("embedstream.producer.client.connect_reader", lambda *_, **__: opening)
+        with pytest.raises(AttributeError, match="writelines"):
+            async with asyncio.timeout(20):
+                await anext(other.deliveries("other"))
 
 
 async def test_it_works_without_a_loop(settings: Settings, stub: Any, redis: Redis, keys: Keys) -> None:

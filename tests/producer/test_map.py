@@ -66,11 +66,6 @@ def ids(number: int) -> list[int]:
     return [number % 900]
 
 
-async def pause(stub: Any) -> None:
-    stub.paused.clear()
-    await asyncio.sleep(0.3)  # longer than its blocking read
-
-
 async def take(pairs: AsyncIterator[Any], into: list[Any]) -> None:
     async for pair in pairs:
         into.append(pair)
@@ -183,7 +178,7 @@ async def test_a_source_that_flows_fills_its_requests(producer: Producer, stub: 
 async def test_the_source_is_read_no_further_than_there_is_credit(
     producer: Producer, stub: Any, most_items: int, length: int
 ) -> None:
-    await pause(stub)
+    await stub.pause()
     source = Source(length)
     pairs = producer.map(source, most_items=most_items)
     waiting = asyncio.ensure_future(anext(pairs))
@@ -345,7 +340,7 @@ async def test_a_map_that_is_closed_early_is_called_off(
 
 
 async def test_a_producer_that_is_closed_ends_its_maps(settings: Settings, stub: Any) -> None:
-    await pause(stub)
+    await stub.pause()
     async with Producer(settings=settings) as producer:
         waiting = asyncio.ensure_future(anext(producer.map([[5]])))
         await until(lambda: any(producer._sessions.requests()))
@@ -393,7 +388,7 @@ async def test_threads_read_their_own_sources(settings: Settings, stub: Any, tmp
 
 
 async def test_a_map_in_threads_reads_ahead_as_far_as_one_on_a_loop(settings: Settings, stub: Any) -> None:
-    await pause(stub)
+    await stub.pause()
     source = Source()
 
     def run() -> tuple[int, int, list[int]]:
@@ -406,7 +401,7 @@ async def test_a_map_in_threads_reads_ahead_as_far_as_one_on_a_loop(settings: Se
 
     running = asyncio.ensure_future(asyncio.to_thread(run))
     await until(lambda: source.n_read == 1000)  # while nothing is answered
-    stub.paused.set()
+    stub.resume()
     ahead, afterwards, some = await running
     assert some == list(range(10))
     assert ahead == afterwards <= 1000
@@ -504,7 +499,7 @@ with SyncProducer(settings=Settings(redis_url=sys.argv[1], key_prefix=sys.argv[2
 
 
 async def test_whoever_waits_can_be_interrupted(settings: Settings, prefix: str, stub: Any) -> None:
-    await pause(stub)
+    await stub.pause()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-W", "error", "-c", INTERRUPTED, str(settings.redis_url), prefix),
         stdout=asyncio.subprocess.PIPE,

@@ -31,11 +31,6 @@ async def producer(settings: Settings, stub: Any) -> AsyncIterator[Producer]:
         yield producer
 
 
-async def pause(stub: Any) -> None:
-    stub.paused.clear()
-    await asyncio.sleep(0.3)  # longer than its blocking read
-
-
 async def told(redis: Redis, keys: Keys, count: int) -> list[bytes]:
     """The ids of all notices, once there are so many."""
     async with asyncio.timeout(20):
@@ -60,7 +55,7 @@ def counted(outcome: str, lane: str = "interactive") -> float:
 async def test_callers_that_leave_are_told_of_in_few_entries(
     producer: Producer, stub: Any, redis: Redis, keys: Keys
 ) -> None:
-    await pause(stub)
+    await stub.pause()
     before, tasks = counted("abandoned"), len(asyncio.all_tasks())
     waiting = [asyncio.create_task(producer.embed([[number]])) for number in range(1, 301)]
     await queued(redis, keys, 300)
@@ -75,17 +70,17 @@ async def test_callers_that_leave_are_told_of_in_few_entries(
     (session,) = producer._sessions._sessions.values()
     assert session.replies.requests == {}
     assert len(asyncio.all_tasks()) <= tasks
-    stub.paused.set()
+    stub.resume()
 
 
 async def test_a_deadline_calls_the_jobs_off(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     before = counted("timeout")
     with pytest.raises(ResultTimeout):
         await producer.embed("a", timeout_s=0.05)
     assert len(await told(redis, keys, 1)) == 1
     assert counted("timeout") - before == 1
-    stub.paused.set()
+    stub.resume()
 
 
 async def test_one_failed_row_calls_the_rest_off(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
@@ -116,14 +111,14 @@ async def test_what_is_answered_or_refused_needs_no_notice(
 ) -> None:
     async with Producer(settings=settings.model_copy(update={"max_lane_bytes": 1000})) as producer:
         await producer.embed([[1]] * 100)
-        await pause(stub)
+        await stub.pause()
         filling = asyncio.create_task(producer.embed([[1]] * 640))
         await queued(redis, keys, 10)
         before = counted("refused")
         with pytest.raises(Overloaded):
             await producer.embed([[1]])
         assert counted("refused") - before == 1
-        stub.paused.set()
+        stub.resume()
         await filling
     assert not await redis.exists(keys.notices)
 
@@ -137,14 +132,14 @@ async def test_closing_calls_all_off(
     monkeypatch.setattr(Notices, "run", idle)
     async with Producer(settings=settings) as producer:
         await producer.embed("warm")
-        await pause(stub)
+        await stub.pause()
         waiting = [asyncio.create_task(producer.embed([[number]])) for number in range(1, 11)]
         await queued(redis, keys, 10)
     for task in waiting:
         with pytest.raises(Unavailable, match="closed"):
             await task
     assert len(await told(redis, keys, 10)) == 10
-    stub.paused.set()
+    stub.resume()
 
 
 async def test_notices_outlast_a_redis_that_is_away(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:

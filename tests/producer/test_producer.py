@@ -390,8 +390,7 @@ async def test_redis_away_is_said_at_once(settings: Settings) -> None:
 
 
 async def test_a_full_lane_refuses_the_whole_request(settings: Settings, stub: Any, redis: Redis, keys: Keys) -> None:
-    stub.paused.clear()
-    await asyncio.sleep(0.3)
+    await stub.pause()
     async with Producer(settings=settings.model_copy(update={"max_lane_bytes": 1000})) as producer:
         filling = asyncio.create_task(producer.embed([f"{n}" for n in range(64 * 5)]))  # an empty lane takes all of it
         while not filling.done() and await redis.xlen(keys.lane(Lane.INTERACTIVE)) < 5:
@@ -399,7 +398,7 @@ async def test_a_full_lane_refuses_the_whole_request(settings: Settings, stub: A
         with pytest.raises(Overloaded, match=r"limit of 1,000 bytes \(--max-lane-bytes\)"):
             await producer.embed([f"{n}" for n in range(128)])
         assert await redis.xlen(keys.lane(Lane.INTERACTIVE)) == 5
-        stub.paused.set()
+        stub.resume()
         assert len(await filling) == 64 * 5
 
 

@@ -46,13 +46,8 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def pause(stub: Any) -> None:
-    stub.paused.clear()
-    await asyncio.sleep(0.3)  # longer than its blocking read
-
-
 async def test_a_job_that_vanished_is_sent_again(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     waiting = asyncio.create_task(producer.embed([[5], [6]], timeout_s=20))
     lane = keys.lane(Lane.INTERACTIVE)
 
@@ -63,14 +58,14 @@ async def test_a_job_that_vanished_is_sent_again(producer: Producer, stub: Any, 
     entries: Any = await redis.xrange(lane)
     await redis.xdel(lane, entries[0][0])
     await until(queued)  # sent again
-    stub.paused.set()
+    stub.resume()
     np.testing.assert_allclose((await waiting)[:, 0], [6, 7])
     (job,) = stub.seen
     assert 0 < job.ttl_ms < 20_000  # what is left of the time
 
 
 async def test_everything_redis_held_may_vanish(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     waiting = [asyncio.create_task(producer.embed([[n]], timeout_s=20)) for n in range(1, 40)]
 
     async def queued() -> bool:
@@ -79,7 +74,7 @@ async def test_everything_redis_held_may_vanish(producer: Producer, stub: Any, r
     await until(queued)
     gone = [key async for key in redis.scan_iter(f"{keys.base}:*")]
     await redis.delete(*gone)  # lanes and groups too, and the totals
-    stub.paused.set()
+    stub.resume()
     rows = await asyncio.gather(*waiting)
     np.testing.assert_allclose(np.concatenate(rows)[:, 0], np.arange(1, 40) + 1)
 
@@ -206,7 +201,7 @@ async def recovered(producer: Producer) -> None:
 async def test_full_memory_delays_what_was_accepted(
     producer: Producer, stub: Any, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await pause(stub)
+    await stub.pause()
     waiting = asyncio.create_task(producer.embed([[5]], timeout_s=20))
     lane = keys.lane(Lane.INTERACTIVE)
 
@@ -225,7 +220,7 @@ async def test_full_memory_delays_what_was_accepted(
     monkeypatch.setattr(enqueue._SCRIPT, "run", refusing)
     entries: Any = await redis.xrange(lane)
     await redis.xdel(lane, entries[0][0])
-    stub.paused.set()
+    stub.resume()
     np.testing.assert_allclose((await waiting)[:, 0], [6])
     assert next(full, None) is None
 
@@ -253,7 +248,7 @@ async def test_a_lost_reply_stream_is_made_again_and_its_work_too(
 async def test_thousands_that_were_lost_are_sent_in_few_calls(
     producer: Producer, stub: Any, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await pause(stub)
+    await stub.pause()
     count = 2000
     waiting = [asyncio.create_task(producer.embed([[n % 900 + 1]], timeout_s=60)) for n in range(count)]
     lane = keys.lane(Lane.INTERACTIVE)
@@ -273,7 +268,7 @@ async def test_thousands_that_were_lost_are_sent_in_few_calls(
     again = metrics.SENT_AGAIN.labels(Lane.INTERACTIVE)
     before = again._value.get()
     await redis.delete(lane)
-    stub.paused.set()
+    stub.resume()
     rows = await asyncio.gather(*waiting)
     np.testing.assert_allclose(np.concatenate(rows)[:, 0], np.arange(count) % 900 + 2)
     assert again._value.get() - before >= count

@@ -31,11 +31,6 @@ async def producer(settings: Settings) -> AsyncIterator[Producer]:
         yield producer
 
 
-async def pause(stub: Any) -> None:
-    stub.paused.clear()
-    await asyncio.sleep(0.3)  # longer than its blocking read
-
-
 async def test_another_process_picks_it_up(settings: Settings, producer: Producer, stub: Any) -> None:
     texts = [f"{number}" for number in range(200)]
     name = await producer.submit(texts, dimensions=2, dtype="float16")
@@ -49,7 +44,7 @@ async def test_another_process_picks_it_up(settings: Settings, producer: Produce
 
 
 async def test_accepted_means_stored(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     name = await producer.submit([[number] for number in range(1, 300)], lane="bulk", result_ttl_s=50, timeout_s=7)
     assert await redis.xlen(keys.lane(Lane.BULK)) == 5
     entries: Any = await redis.xrange(keys.lane(Lane.BULK))
@@ -60,7 +55,7 @@ async def test_accepted_means_stored(producer: Producer, stub: Any, redis: Redis
     with pytest.raises(ResultTimeout, match="5 of 5 jobs have no result"):
         await producer.result(name, timeout_s=0)
     waiting = asyncio.create_task(producer.result(name))
-    stub.paused.set()
+    stub.resume()
     np.testing.assert_allclose((await waiting)[:, 0], np.arange(1, 300) + 1)
     assert {(job.result_ttl_s, job.ttl_ms) for job in stub.seen} == {(57, 7000)}
 
@@ -109,10 +104,10 @@ async def test_unknown_ids_are_told_from_waiting_ones(producer: Producer, stub: 
 
 
 async def test_the_same_id_twice_is_one_result(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     assert await producer.submit([[1], [2]], request_id=MINE) == MINE
     assert await producer.submit([[1], [2]], request_id=MINE.upper()) == MINE
-    stub.paused.set()
+    stub.resume()
     np.testing.assert_allclose((await producer.result(MINE))[:, 0], [2, 3])
     while await redis.xlen(keys.lane(Lane.INTERACTIVE)):
         await asyncio.sleep(0.01)
@@ -135,7 +130,7 @@ async def test_a_failed_row_is_told(producer: Producer, stub: Any) -> None:
 
 
 async def test_a_cancelled_request_says_so(producer: Producer, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     name = await producer.submit(["a"])
     waiting = asyncio.create_task(producer.result(name))
     await producer.cancel(name)
@@ -148,7 +143,7 @@ async def test_a_cancelled_request_says_so(producer: Producer, stub: Any, redis:
         await asyncio.sleep(0.01)
     entries: Any = await redis.xrange(keys.notices)
     assert [fields for _, fields in entries] == [{b"c": bytes.fromhex(name)}]
-    stub.paused.set()
+    stub.resume()
     while await redis.xlen(keys.lane(Lane.INTERACTIVE)):  # computed all the same: it stays cancelled
         await asyncio.sleep(0.01)
     with pytest.raises(ResultNotFound, match="was cancelled"):
@@ -156,7 +151,7 @@ async def test_a_cancelled_request_says_so(producer: Producer, stub: Any, redis:
 
 
 async def test_a_refused_request_leaves_no_trace(settings: Settings, stub: Any, redis: Redis, keys: Keys) -> None:
-    await pause(stub)
+    await stub.pause()
     async with Producer(settings=settings.model_copy(update={"max_lane_bytes": 1000})) as producer:
         first = await producer.submit([[1]] * 640)  # an empty lane takes all of it
         with pytest.raises(Overloaded):
@@ -167,7 +162,7 @@ async def test_a_refused_request_leaves_no_trace(settings: Settings, stub: Any, 
             await producer.submit([[1]] * 640, request_id=first)
         with pytest.raises(ResultTimeout):  # refused this time, and on its way since the first
             await producer.result(first, timeout_s=0)
-    stub.paused.set()
+    stub.resume()
 
 
 async def test_a_lost_confirmation_is_asked_for_again(

@@ -36,7 +36,7 @@ async def test_it_is_seen_while_it_runs_and_remembered_afterwards(
         command=("embedstream", "backfill"),
     )
     folder = tmp_path / "out.backfill"
-    stub.paused.clear()
+    await stub.pause()
     with closing(connect_sync(redis_url)) as redis:
         async with Producer(settings=settings) as producer, asyncio.timeout(60):
             task = asyncio.create_task(backfill(producer, options, Progress(), asyncio.Event()))
@@ -46,7 +46,7 @@ async def test_it_is_seen_while_it_runs_and_remembered_afterwards(
             (said,) = heard.values()
             assert (said.out, said.total) == (str(tmp_path / "out"), 2)
             assert registry.remembered() == [folder]
-            stub.paused.set()
+            stub.resume()
             await task
         assert beats_at(redis, settings.key_prefix) == beats_in(folder / "running") == {}
     told = survey(folder)

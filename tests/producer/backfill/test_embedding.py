@@ -94,12 +94,12 @@ async def test_equal_texts_are_computed_once_in_a_window_and_after_it(make: Make
 
 
 async def test_windows_under_way_share_texts(make: Maker, stub: Any, card: ModelCard) -> None:
-    stub.paused.clear()
+    await stub.pause()
     embedding = make()
     windows = [["a", "b"], ["b", "c"], ["c", "a", "b"]]
     tasks = [asyncio.create_task(embedding.embed(texts_of(*texts))) for texts in windows]
     await asyncio.sleep(0.1)
-    stub.paused.set()
+    stub.resume()
     for texts, result in zip(windows, await asyncio.gather(*tasks), strict=True):
         np.testing.assert_array_equal(result.vectors, expected(card, texts))
     assert rows_seen(stub) == 3
@@ -213,7 +213,7 @@ async def test_patience_ends(make: Maker, stub: Any, producer: Producer, monkeyp
 
 
 async def test_no_more_than_the_credit_is_on_the_queue(make: Maker, stub: Any, producer: Producer) -> None:
-    stub.paused.clear()
+    await stub.pause()
     embedding = make()
     embedding._credit = Credit(2.0, REQUEST_TEXTS)
     task = asyncio.create_task(embedding.embed(texts_of(*(f"a {number}" for number in range(12 * REQUEST_TEXTS)))))
@@ -225,6 +225,6 @@ async def test_no_more_than_the_credit_is_on_the_queue(make: Maker, stub: Any, p
     await asyncio.sleep(0.2)
     waiting = sum([await producer.redis.xlen(stub.keys.lane(lane)) for lane in LANES])
     assert 0 < waiting <= REQUEST_TEXTS // 64 + 16  # jobs of 64 rows, and what the stub reads at once
-    stub.paused.set()
+    stub.resume()
     await task
     assert rows_seen(stub) == 12 * REQUEST_TEXTS

@@ -7,7 +7,6 @@ with each heartbeat; API processes and producers fetch the card once and keep it
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from .cache_folder import cache_folder
 from .errors import MalformedMessage
 from .jobs import TruncationSide
 from .recipe import Pooling, Recipe
@@ -285,11 +285,12 @@ class CardCache:
     """Cards on disk, one file each, named by fingerprint. A damaged or unwritable cache only costs a fetch."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self._folder = folder or Path(base) / "embedstream" / "cards"
+        self._folder = folder or cache_folder("cards")
 
     def load(self, fingerprint: bytes, model: str) -> ModelCard | None:
         """The card, or None when it is not here in good order."""
+        if self._folder is None:
+            return None
         try:
             return ModelCard.decode([(self._folder / fingerprint.hex()).read_bytes()], fingerprint, model)
         except (OSError, MalformedMessage):
@@ -297,6 +298,8 @@ class CardCache:
 
     def save(self, fingerprint: bytes, pieces: list[bytes]) -> None:
         """Keep a card as it was published; written aside and renamed, so that no reader meets half a file."""
+        if self._folder is None:
+            return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:

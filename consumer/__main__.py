@@ -5,7 +5,7 @@ from __future__ import annotations
 from embedstream.shared import flags, runfile
 from embedstream.shared.settings import Role, Settings
 
-from . import requirements
+from . import cpu, requirements
 
 
 def consume(settings: Settings) -> int:
@@ -13,6 +13,7 @@ def consume(settings: Settings) -> int:
     if code := requirements.complain_if_missing():
         return code
     connected = runfile.connected(settings)
+    cpu.prepare(settings)
     from .main import run  # brings torch
 
     return run(connected)

@@ -1,7 +1,7 @@
 """Micro-batches: rows of many jobs within a token budget. Pure; no I/O.
 
-Rows wait as columns. Of the rows that wait, those of like length go together, so that little is padded; the batch
-that holds the oldest row goes first, so nothing starves. A batch is computed with one adapter, that of its oldest row.
+Rows wait as columns. The oldest one always goes, so nothing starves, and with it those that `CostModel` finds. A batch
+is computed with one adapter, that of its oldest row.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from embedstream.shared.lanes import Lane
 from embedstream.shared.tokenization import offsets
 
+from .cost import CostModel
 from .entries import Entry
-
-LIKE, LIKE_TOKENS = 2, 32
-"""Rows go together up to this multiple of the shortest plus so many tokens: beyond, padding costs more than a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,7 @@ class MicroBatch:
         row: (rows,) which row of its job.
         ids: (sum of lengths,) token ids.
         lengths: (rows,) tokens of each row.
+        costs: what batches cost here.
     """
 
     entries: tuple[Entry, ...]
@@ -38,6 +37,7 @@ class MicroBatch:
     row: NDArray[np.int64]
     ids: NDArray[np.uint32]
     lengths: NDArray[np.int64]
+    costs: CostModel = CostModel()  # noqa: RUF009 - frozen
 
     @property
     def n_rows(self) -> int:
@@ -51,8 +51,8 @@ class MicroBatch:
 
     @property
     def cost(self) -> int:
-        """Tokens with padding."""
-        return int(self.lengths.max()) * self.n_rows if self.n_rows else 0
+        """What it costs, in tokens."""
+        return self.costs.of(self.lengths)
 
     @property
     def adapter(self) -> str:
@@ -69,9 +69,12 @@ class MicroBatch:
         of_entry = np.fromiter((entry.raw.lane is lane for entry in self.entries), np.bool_, len(self.entries))
         return int(self.lengths[of_entry[self.owner]].sum())
 
-    def halves(self) -> tuple[MicroBatch, MicroBatch]:
-        """The first and the second half of the rows."""
+    def halves(self, *, by_cost: bool = False) -> tuple[MicroBatch, MicroBatch]:
+        """Two parts of at least one row each: the first and the second half of the rows, or of what they cost."""
         middle = (self.n_rows + 1) // 2
+        if by_cost and not self.costs.fills_up:
+            costs = np.cumsum(self.costs.of_rows(self.lengths))
+            middle = int(np.clip(np.searchsorted(2 * costs, costs[-1]) + 1, 1, self.n_rows - 1))
         at = int(self.lengths[:middle].sum())
         return (
             _only_its_entries(self, slice(None, middle), slice(None, at)),
@@ -82,36 +85,7 @@ class MicroBatch:
 def _only_its_entries(batch: MicroBatch, rows: slice, tokens: slice) -> MicroBatch:
     owners, owner = np.unique(batch.owner[rows], return_inverse=True)
     entries = tuple(batch.entries[place] for place in owners)
-    return MicroBatch(entries, owner, batch.row[rows], batch.ids[tokens], batch.lengths[rows])
-
-
-def choose(lengths: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
-    """Which rows go next: the group of like lengths that holds the oldest row.
-
-    Args:
-        lengths: (rows,) in order of arrival.
-        budget: most tokens of the batch, padding included; a single row may exceed it.
-
-    Returns:
-        Places in `lengths`, longest row first.
-    """
-    order = np.argsort(lengths, kind="stable")
-    ordered = lengths[order]
-    oldest = int(np.flatnonzero(order == 0)[0])
-    start = 0
-    while True:
-        padded = ordered[start:] * np.arange(1, len(ordered) - start + 1)  # cost of the group that ends at each row
-        alike = int(np.searchsorted(ordered[start:], LIKE * int(ordered[start]) + LIKE_TOKENS, side="right"))
-        end = start + max(1, min(alike, int(np.searchsorted(padded, budget, side="right"))))
-        if oldest < end:
-            return order[start:end][::-1]
-        start = end
-
-
-def fill(lengths: NDArray[np.int64], longest: int, room: int) -> NDArray[np.int64]:
-    """Which rows of the other lane fit beside a batch without making it wider: the longest that are no longer."""
-    fitting = np.flatnonzero(lengths <= longest)
-    return fitting[np.argsort(-lengths[fitting], kind="stable")][: max(0, room)]
+    return MicroBatch(entries, owner, batch.row[rows], batch.ids[tokens], batch.lengths[rows], batch.costs)
 
 
 class Waiting:
@@ -119,9 +93,11 @@ class Waiting:
 
     Args:
         numbers: of each adapter that has been met; shared by the lanes whose rows may go together.
+        costs: what batches cost here.
     """
 
-    def __init__(self, numbers: dict[str, int]) -> None:
+    def __init__(self, numbers: dict[str, int], costs: CostModel) -> None:
+        self._costs = costs
         self.entries: list[Entry] = []
         self._numbers = numbers
         self._adapters = np.empty(0, np.int64)  # number of each entry's
@@ -152,14 +128,16 @@ class Waiting:
         return int((self.lengths if alike is None else self.lengths[alike]).sum())
 
     def choose(self, budget: int) -> NDArray[np.int64]:
-        """Places of the rows that go next, as `choose` finds them among those of the oldest row's adapter."""
-        alike = self._alike(self._oldest_adapter)
+        """Places of the rows that go next, as `CostModel.choose` finds them among those of the oldest row's adapter."""
+        alike, choose = self._alike(self._oldest_adapter), self._costs.choose
         return choose(self.lengths, budget) if alike is None else alike[choose(self.lengths[alike], budget)]
 
-    def fill(self, adapter: str, longest: int, room: int) -> NDArray[np.int64]:
-        """Places of the rows that fit beside a batch of an adapter, as `fill` finds them."""
-        alike = self._alike(adapter)
-        return fill(self.lengths, longest, room) if alike is None else alike[fill(self.lengths[alike], longest, room)]
+    def beside(self, batch: MicroBatch, most: int) -> NDArray[np.int64]:
+        """Places of the rows of a batch's adapter that fit into it, as `CostModel.beside` finds them."""
+        alike, beside = self._alike(batch.adapter), self._costs.beside
+        if alike is None:
+            return beside(self.lengths, batch.lengths, most)
+        return alike[beside(self.lengths[alike], batch.lengths, most)]
 
     @property
     def _oldest_adapter(self) -> str:
@@ -182,7 +160,7 @@ class Waiting:
         every = [entry.tokens.ids for entry in entries]
         ids = np.concatenate(every)[sources] if every else np.empty(0, np.uint32)
         self._keep(np.delete(np.arange(len(self.lengths)), places))
-        return MicroBatch(entries, owner, row, ids, lengths)
+        return MicroBatch(entries, owner, row, ids, lengths, self._costs)
 
     def remove(self, gone: NDArray[np.bool_]) -> None:
         """Remove all rows of some entries: (entries,) which."""
@@ -195,9 +173,9 @@ class Waiting:
         self.row, self.start, self.lengths = self.row[places], self.start[places], self.lengths[places]
 
 
-def in_batches(entries: Sequence[Entry], budget: int) -> list[MicroBatch]:
+def in_batches(entries: Sequence[Entry], budget: int, costs: CostModel) -> list[MicroBatch]:
     """All waiting rows of some jobs and of no others, in as few batches as the budget allows."""
-    waiting = Waiting({})
+    waiting = Waiting({}, costs)
     waiting.add(entries)
     batches = []
     while len(waiting.lengths):
@@ -205,11 +183,12 @@ def in_batches(entries: Sequence[Entry], budget: int) -> list[MicroBatch]:
     return batches
 
 
-def row_by_row(entry: Entry, last: int | None = None) -> list[MicroBatch]:
+def row_by_row(entry: Entry, costs: CostModel, last: int | None = None) -> list[MicroBatch]:
     """A batch for each waiting row of a job.
 
     Args:
         entry: the job.
+        costs: what batches cost here.
         last: a row that goes last, if it waits.
     """
     rows = entry.waiting_rows()
@@ -223,6 +202,7 @@ def row_by_row(entry: Entry, last: int | None = None) -> list[MicroBatch]:
             np.array([row]),
             entry.tokens.ids[starts[row] : starts[row] + lengths[row]],
             lengths[row : row + 1],
+            costs,
         )
         for row in rows.tolist()
     ]
@@ -238,4 +218,5 @@ def join(first: MicroBatch, second: MicroBatch) -> MicroBatch:
         np.concatenate([first.row, second.row]),
         np.concatenate([first.ids, second.ids]),
         np.concatenate([first.lengths, second.lengths]),
+        first.costs,
     )

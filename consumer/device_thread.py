@@ -3,6 +3,9 @@
 A batch is put together at the moment the device is free for it, so everything that came meanwhile goes along, and what
 nobody waits for any more does not. The event loop keeps rows waiting; it is told when some were taken or dropped and
 when a batch is done.
+
+A device that computes by itself, such as a GPU, is given the next batch while it is busy with one, but only where
+enough waits to make it a large one; it never has more than two. Suspects run with nothing beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from embedstream.shared import metrics
@@ -26,15 +30,13 @@ from .batching import MicroBatch, in_batches, row_by_row
 from .entries import Entry
 from .isolation import Piece
 from .notices import Cancelled
-from .outcome import Embedded, Embeds
+from .outcome import Embedded, Embeds, EmbedsAhead
 from .pace import Pace
 from .row_queue import Dropped, RowQueue
 from .watchdog import Watchdog
 
 MOST_UNDELIVERED = 4
 """Batches that may be done and not yet handed to the publisher. A Redis that takes no answers so stops the device."""
-GOOD_BATCHES = 100
-"""After so many batches that fitted, a lowered budget rises by a quarter."""
 _PAUSE_S = 0.05
 """A longer time between two batches was no part of the work."""
 
@@ -71,6 +73,23 @@ class Done:
 
     pieces: list[Piece]
     started_ms: float
+
+
+@dataclass(slots=True)
+class Flight:
+    """A batch that was launched.
+
+    Args:
+        batch: all of it.
+        ms: when, on Redis's clock.
+        s: when, on this process's own.
+        vectors: waits for them; None where the launch failed, or once somebody waits.
+    """
+
+    batch: MicroBatch
+    ms: float
+    s: float
+    vectors: Callable[[], Embedded] | None = None
 
 
 class Listener(Protocol):
@@ -114,13 +133,12 @@ class DeviceThread:
     ) -> None:
         self._rows = rows
         self._embedder = embedder
+        self._ahead = embedder if isinstance(embedder, EmbedsAhead) and embedder.overlaps else None
         self._pace = pace
         self._watchdog = watchdog
         self._now_ms = now_ms
         self._cancelled = cancelled
         self._listener = listener
-        self._full_budget = rows.budget
-        self._good_batches = 0  # since one did not fit
         self._loop = asyncio.get_running_loop()
         # The rows belong to the device's thread. What comes waits beside them: the event loop shall wait for no lock.
         self._coming: deque[tuple[Lane, Sequence[Entry]]] = deque()
@@ -133,7 +151,6 @@ class DeviceThread:
         self._finishing = False
         self._abandoned = False
         self._ended_s = 0.0  # of the batch before
-        self._fitted = True  # whether the batch under way has fitted into memory so far
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the thread has ended; with its error, should it ever end by one."""
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -156,6 +173,12 @@ class DeviceThread:
     def tokens(self, lane: Lane) -> int:
         """Tokens that wait on a lane."""
         return self._added[lane] - self._gone[lane]
+
+    @property
+    def wants(self) -> int:
+        """Tokens that should wait: a batch; and half of another, where one is launched while one is on the device."""
+        budget = self._rows.budget.now
+        return budget if self._ahead is None else budget * 3 // 2
 
     def delivered(self) -> None:
         """A batch that was done has been handed on."""
@@ -207,7 +230,7 @@ class DeviceThread:
                 return
             if isinstance(turn, MicroBatch):
                 self._tell(self._listener.taken)
-                self._run_batch(turn)
+                self._run_batches(turn)
             else:
                 self._run_trial(turn)
 
@@ -234,11 +257,11 @@ class DeviceThread:
         finally:
             metrics.DEVICE_SECONDS.labels("no_work").inc(time.monotonic() - began_s)
 
-    def _next_batch(self) -> MicroBatch | None:
+    def _next_batch(self, *, beside: bool = False) -> MicroBatch | None:
         self._take_up()
         now_ms, before = self._now_ms(), {lane: self._rows.tokens(lane) for lane in LANES}
         dropped = self._rows.drop(now_ms, self._cancelled, self._cancelled.changes)
-        batch = self._rows.take(now_ms)
+        batch = self._rows.take(now_ms, beside=beside)
         for lane in LANES:
             self._gone[lane] += before[lane] - self._rows.tokens(lane)
         if dropped:
@@ -256,7 +279,12 @@ class DeviceThread:
         entries = self._ask(trial.begin(), [])
         metrics.DEVICE_SECONDS.labels("apart").inc(time.monotonic() - began_s)
         by_rows = trial.alone and len(entries) == 1 and len(entries[0].rows) > 1
-        batches = row_by_row(entries[0], trial.suspected_row) if by_rows else in_batches(entries, self._rows.budget)
+        costs = self._pace.costs
+        batches = (
+            row_by_row(entries[0], costs, trial.suspected_row)
+            if by_rows
+            else in_batches(entries, self._rows.budget.now, costs)
+        )
         if not batches:
             self._places.release()
         for place, batch in enumerate(batches):
@@ -266,32 +294,84 @@ class DeviceThread:
                 return
             if by_rows:
                 self._ask(trial.mark(int(batch.row[0])), None)
-            self._run_batch(batch)
+            self._run_batch(batch, apart=True)
         self._tell(self._listener.trial_ended, trial)
 
-    def _run_batch(self, batch: MicroBatch) -> None:
-        started_ms, began_s = self._now_ms(), time.monotonic()
+    def _run_batches(self, batch: MicroBatch) -> None:
+        """Run a batch, and others as long as the device can be given the next one before it is done with one."""
+        if self._ahead is None:
+            self._run_batch(batch)
+            return
+        flight: Flight | None = self._launch(self._ahead, batch, 0)
+        while flight is not None:
+            # After one that could not be launched nothing is: it is run again, and may need all memory there is.
+            following = None if flight.vectors is None else self._following()
+            next_flight = None if following is None else self._launch(self._ahead, following, flight.batch.cost)
+            self._run_batch(flight.batch, flight)
+            flight = next_flight
+
+    def _following(self) -> MicroBatch | None:
+        """The next batch, if it is worth while: a small one is put together later, for it will be larger then."""
+        if self._abandoned or self._trials or not self._much_waits() or not self._places.acquire(blocking=False):
+            return None
+        with self._rows_lock:
+            batch = self._next_batch(beside=True)
+        if batch is None:
+            self._places.release()
+        else:
+            self._tell(self._listener.taken)
+        return batch
+
+    def _launch(self, embedder: EmbedsAhead, batch: MicroBatch, cost_before: int) -> Flight:
+        flight = Flight(batch, self._now_ms(), time.monotonic())
         for entry in batch.entries:
             entry.begun = True
-        self._fitted = True
-        pieces: list[Piece] = []
+        self._watchdog.begin(self._pace.predict_s(cost_before + batch.cost))
         try:
-            pieces.extend(isolation.run(batch, self._embed, self._too_large))
+            flight.vectors = embedder.launch(batch)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the batch is run again, alone on the device
+            log.info("batch.not_launched", error=type(error).__name__)
+        finally:
+            self._watchdog.end()
+        return flight
+
+    def _run_batch(self, batch: MicroBatch, flight: Flight | None = None, *, apart: bool = False) -> None:
+        """Run a batch and what it falls into, or wait for one that was launched."""
+        started_ms, began_s = (self._now_ms(), time.monotonic()) if flight is None else (flight.ms, flight.s)
+        for entry in batch.entries:
+            entry.begun = True
+        self._rows.budget.begin()
+        pieces: list[Piece] = []
+        embed = self._embed if flight is None else partial(self._land, flight)
+        try:
+            pieces.extend(isolation.run(batch, embed, self._too_large))
         finally:  # when the device is lost, what it computed before is still good
             if pieces:
                 self._tell(self._listener.done, Done(pieces, started_ms))
-        self._raise_budget()
+        self._rows.budget.end()
         now_s = time.monotonic()
-        metrics.DEVICE_SECONDS.labels("busy").inc(now_s - began_s)
-        deep = sum(map(self.tokens, LANES)) >= self._rows.budget // 2
+        metrics.DEVICE_SECONDS.labels("busy").inc(now_s - max(began_s, self._ended_s))
         since_s = self._ended_s if began_s - self._ended_s < _PAUSE_S else began_s
-        self._pace.observe_turn(batch.n_tokens, now_s - since_s, now_s, more_waits=deep)
+        # However much waits, batches of suspects are small: they do not tell what the device gets done.
+        more_waits = not apart and self._much_waits()
+        self._pace.observe_turn(batch.n_tokens, now_s - since_s, now_s, more_waits=more_waits)
         self._ended_s = now_s
 
+    def _much_waits(self) -> bool:
+        return sum(map(self.tokens, LANES)) >= self._rows.budget.now // 2
+
+    def _land(self, flight: Flight, batch: MicroBatch) -> Embedded:
+        """The vectors of a batch that was launched; once that has failed it is run like any other."""
+        vectors, flight.vectors = flight.vectors, None
+        return self._embed(batch) if vectors is None else self._watched(batch, vectors)
+
     def _embed(self, batch: MicroBatch) -> Embedded:
+        return self._watched(batch, lambda: self._embedder.embed(batch))
+
+    def _watched(self, batch: MicroBatch, run: Callable[[], Embedded]) -> Embedded:
         self._watchdog.begin(self._pace.predict_s(batch.cost))
         try:
-            embedded = self._embedder.embed(batch)
+            embedded = run()
         finally:
             self._watchdog.end()
         self._pace.observe(batch.cost, batch.n_tokens, embedded.duration_s)
@@ -303,24 +383,9 @@ class DeviceThread:
         return embedded
 
     def _too_large(self, batch: MicroBatch) -> None:
-        """Not enough memory for a batch: free what can be, and keep below its size.
-
-        Its parts that fail too say no more than it did: the memory may have gone elsewhere for a moment.
-        """
+        """Not enough memory for a batch: free what can be, and make smaller ones."""
         self._embedder.free()
-        lowered = max(1, min(self._rows.budget, batch.cost) * 3 // 4)
-        if self._fitted and batch.n_rows > 1 and lowered < self._rows.budget:
-            log.warning("batch.budget_lowered", tokens=lowered, before=self._rows.budget)
-            self._rows.budget = lowered
-        self._fitted = False
-
-    def _raise_budget(self) -> None:
-        """Try larger batches again after many that fitted."""
-        self._good_batches = self._good_batches + 1 if self._fitted else 0
-        if self._good_batches >= GOOD_BATCHES and self._rows.budget < self._full_budget:
-            self._good_batches = 0
-            self._rows.budget = min(self._full_budget, self._rows.budget * 5 // 4 + 1)
-            log.info("batch.budget_raised", tokens=self._rows.budget, full=self._full_budget)
+        self._rows.budget.too_large(batch.cost, batch.n_rows)
 
     def _ask(self, question: Coroutine[Any, Any, T], otherwise: T) -> T:
         """Have something done on the event loop and wait for it; `otherwise` when that loop has ended.

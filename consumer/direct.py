@@ -21,6 +21,7 @@ from embedstream.shared.options import VectorOptions
 from embedstream.shared.tokenization import offsets
 
 from .batching import in_batches
+from .cost import CostModel
 from .embedder import Embedder
 from .entries import Entry, RawEntry
 from .intake import Intake, Refused
@@ -51,13 +52,14 @@ class Direct:
 
     Args:
         model: loaded and warm.
-        budget: most tokens of a micro-batch, padding included.
+        budget: highest cost of a micro-batch, in tokens.
     """
 
     def __init__(self, model: Model, budget: int) -> None:
         self._intake = Intake(model.card, model.tokenizer, "")
         self._embedder = Embedder(model)
         self._budget = budget
+        self._costs = CostModel(fills_up=model.fills_up)
         self._per_token = model.recipe.per_token
 
     def embed(
@@ -84,7 +86,7 @@ class Direct:
         options = options or VectorOptions(per_token=self._per_token)
         entries = asyncio.run(self._entries(texts, options, prompt, adapter))
         for together in [[entry] for entry in entries] if alone else [entries]:
-            for batch in in_batches(together, 1 if alone else self._budget):
+            for batch in in_batches(together, 1 if alone else self._budget, self._costs):
                 deliver(batch, self._embedder.embed(batch), 0.0)
         return _answer(entries, per_token=options.per_token)
 

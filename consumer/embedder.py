@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from embedstream.shared.options import VectorOptions, VectorType
 from embedstream.shared.tokenization import offsets
 
 from .batching import MicroBatch
+from .copies import copies_of
 from .model import Model
 from .outcome import Embedded, RowVectors
-from .pooling import all_tokens, cut_and_normalize, pool
+from .pooling import cut_and_normalize, pool
 
 _TORCH: dict[VectorType, torch.dtype] = {
     VectorType.FLOAT32: torch.float32,
@@ -26,6 +27,9 @@ _TORCH: dict[VectorType, torch.dtype] = {
     VectorType.FP8_E4M3: torch.float8_e4m3fn,
     VectorType.FP8_E5M2: torch.float8_e5m2,
 }
+
+_Coming = Callable[[], RowVectors]
+"""Waits for what is on its way from the device."""
 
 _E4M3_ROUNDS_DOWN = 464.0
 """Halfway between the largest number, 448, and the next there would be; to the even one of the two that is 448."""
@@ -40,56 +44,85 @@ class Embedder:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._copies = copies_of(model.device)
+        self._ended_s = 0.0  # of the batch before
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the device computes by itself once a batch is launched."""
+        return self._copies.overlap
 
     def embed(self, batch: MicroBatch) -> Embedded:
         """Forward, pool in float32, then cut, normalise and cast once for each group of equal options."""
+        return self.launch(batch)()
+
+    def launch(self, batch: MicroBatch) -> Callable[[], Embedded]:
+        """Begin with what `embed` does; see `EmbedsAhead`."""
         started_s = time.perf_counter()
         with torch.inference_mode():
-            hidden, mask = self._model.forward(batch.ids, batch.lengths, batch.adapter)
-            whole = self._whole(hidden, mask, batch)
-            groups = [
-                self._per_token(hidden, mask, batch, options, rows)
+            hidden = self._model.forward(batch.ids, batch.lengths, batch.adapter)
+            whole = self._whole(hidden, batch)
+            coming = [
+                self._per_token(hidden, batch, options, rows)
                 if options.per_token
                 else self._finished(whole, options, rows)
                 for options, rows in _groups(batch)
             ]
-        return Embedded(groups, time.perf_counter() - started_s)
+
+        def wait() -> Embedded:
+            groups = [fetch() for fetch in coming]
+            # As long as the batch before was under way, this one only waited.
+            since_s, self._ended_s = max(started_s, self._ended_s), time.perf_counter()
+            return Embedded(groups, self._ended_s - since_s)
+
+        return wait
 
     def free(self) -> None:
         """Give back cached blocks of the device's memory, which may lie in pieces too small for the next batch."""
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _whole(self, hidden: Tensor, mask: Tensor, batch: MicroBatch) -> Tensor | None:
+    def _whole(self, hidden: Tensor, batch: MicroBatch) -> Tensor | None:
         """(rows, dim) float32: the vectors of all rows before they are cut; None where every job wants its tokens'."""
         if all(entry.job.options.per_token for entry in batch.entries):
             return None
-        tokens = batch.skip
-        skip = torch.from_numpy(tokens).to(hidden.device) if tokens.any() else None
-        return self._model.head(pool(self._model.recipe.pooling, hidden, mask, skip))
+        to_device, tokens = self._copies.to_device, batch.skip
+        skip = to_device(tokens) if tokens.any() else None
+        return self._model.head(pool(self._model.recipe.pooling, hidden, to_device(batch.lengths), skip))
 
-    def _finished(self, whole: Tensor | None, options: VectorOptions, rows: NDArray[np.int64]) -> RowVectors:
+    def _finished(self, whole: Tensor | None, options: VectorOptions, rows: NDArray[np.int64]) -> _Coming:
         assert whole is not None  # noqa: S101 (these options are of a job that wants whole vectors)
-        matrix, finite = self._finish(whole[torch.from_numpy(rows).to(whole.device)], options)
-        return RowVectors(rows, matrix, None, finite)
+        fetch = self._finish(whole[self._copies.to_device(rows)], options)
 
-    def _per_token(
-        self, hidden: Tensor, mask: Tensor, batch: MicroBatch, options: VectorOptions, rows: NDArray[np.int64]
-    ) -> RowVectors:
-        some = torch.from_numpy(rows).to(hidden.device)
-        matrix, finite = self._finish(all_tokens(hidden[some], mask[some]), options)
-        bounds = offsets(batch.lengths[rows])
-        return RowVectors(rows, matrix, bounds, np.logical_and.reduceat(finite, bounds[:-1]))
+        def wait() -> RowVectors:
+            matrix, finite = fetch()
+            return RowVectors(rows, matrix, None, finite)
 
-    def _finish(self, vectors: Tensor, options: VectorOptions) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        return wait
+
+    def _per_token(self, hidden: Tensor, batch: MicroBatch, options: VectorOptions, rows: NDArray[np.int64]) -> _Coming:
+        lengths = batch.lengths[rows]
+        bounds = offsets(lengths)
+        starts = offsets(batch.lengths)[rows]
+        tokens = np.arange(bounds[-1]) + np.repeat(starts - bounds[:-1], lengths)
+        fetch = self._finish(hidden[self._copies.to_device(tokens)].float(), options)
+
+        def wait() -> RowVectors:
+            matrix, finite = fetch()
+            return RowVectors(rows, matrix, bounds, np.logical_and.reduceat(finite, bounds[:-1]))
+
+        return wait
+
+    def _finish(self, vectors: Tensor, options: VectorOptions) -> Callable[[], tuple[NDArray[Any], NDArray[np.bool_]]]:
         """(n, dim) float32 to the options' size, length and format, and which rows were finite before the cast."""
         recipe = self._model.recipe
         # Without a choice of the caller, token vectors are always normalised: late interaction compares directions.
         default = recipe.normalize or options.per_token
         normalize = default if options.normalize is None else options.normalize
         finished = cut_and_normalize(vectors, options.dimensions, normalize)
-        finite = torch.isfinite(finished).all(dim=1).cpu().numpy()
-        return _to_numpy(_cast(finished, options.dtype), options.dtype), finite
+        finite = self._copies.to_host(torch.isfinite(finished).all(dim=1))
+        matrix = self._copies.to_host(_cast(finished, options.dtype))
+        return lambda: (_to_numpy(matrix(), options.dtype), finite().numpy())
 
 
 def _groups(batch: MicroBatch) -> Iterator[tuple[VectorOptions, NDArray[np.int64]]]:
@@ -115,5 +148,5 @@ def _to_numpy(matrix: Tensor, dtype: VectorType) -> NDArray[Any]:
     """To numpy, which has no bfloat16 or fp8 of its own: their bytes travel as integers and get their name back."""
     as_integers = {1: torch.uint8, 2: torch.int16}.get(dtype.numpy.itemsize)
     if as_integers is None:
-        return matrix.cpu().numpy()
-    return matrix.view(as_integers).cpu().numpy().view(dtype.numpy)
+        return matrix.numpy()
+    return matrix.view(as_integers).numpy().view(dtype.numpy)

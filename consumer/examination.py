@@ -16,7 +16,7 @@ from embedstream.shared.recipe_files import transformer_folder
 from embedstream.shared.settings import Dtype, Settings
 
 from .agreement import HALF_COSINE, SAME, agreement
-from .device import batch_budget
+from .capacity import find_capacity
 from .direct import Answer, Direct
 from .facts import Facts, facts_of
 from .model import Model
@@ -113,8 +113,10 @@ def examine(settings: Settings, tell: Tell) -> tuple[Examination, Examined]:
     started_s = time.perf_counter()
     model = Model.load(settings)
     load_s = time.perf_counter() - started_s
-    budget = batch_budget(settings, model.device)
-    found = Examination(facts_of(model, settings, budget))
+    tell("finding out how many tokens make a batch")
+    capacity = find_capacity(model, settings)
+    budget = capacity.budget
+    found = Examination(facts_of(model, settings, capacity))
     tell("timing it")
     found.facts["timings"] = {"load_s": round(load_s, 3), **_timings(model, budget)}
     found.checks += [_recipe_check(model, settings), _tokenizer_check(model)]
@@ -166,7 +168,7 @@ def _timings(model: Model, budget: int) -> dict[str, float]:
 
     def seconds(rows: int, ids: NDArray[np.uint32]) -> float:
         started_s = time.perf_counter()
-        hidden, _ = model.forward(np.tile(ids, rows), np.full(rows, len(ids)), model.recipe.default_adapter)
+        hidden = model.forward(np.tile(ids, rows), np.full(rows, len(ids)), model.recipe.default_adapter)
         hidden.sum().item()  # waits for the device
         return time.perf_counter() - started_s
 

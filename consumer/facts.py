@@ -13,7 +13,8 @@ from embedstream.shared.jobs import MAX_INPUTS, MAX_TOKENS, TruncationSide, long
 from embedstream.shared.recipe_files import max_length_source
 from embedstream.shared.settings import Settings
 
-from .device import bfloat16_feature
+from .capacity import Capacity
+from .formats import bfloat16_feature
 from .model import Model
 
 Facts = dict[str, dict[str, Any]]
@@ -22,13 +23,13 @@ Facts = dict[str, dict[str, Any]]
 _EXAMPLE = "text"
 
 
-def facts_of(model: Model, settings: Settings, budget: int) -> Facts:
+def facts_of(model: Model, settings: Settings, capacity: Capacity) -> Facts:
     """All that is known of a model without running it.
 
     Args:
         model: loaded.
         settings: those it was loaded with.
-        budget: most tokens of a micro-batch.
+        capacity: of its device.
     """
     card, recipe = model.card, model.recipe
     return {
@@ -71,6 +72,7 @@ def facts_of(model: Model, settings: Settings, budget: int) -> Facts:
             **({"name": torch.cuda.get_device_name(model.device)} if model.device.type == "cuda" else {}),
             "dtype": model.dtype,
             "dtype_reason": model.dtype_reason,
+            "encoder": model.encoder.name,
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "cpu": [torch.backends.cpu.get_cpu_capability(), *filter(None, [bfloat16_feature()])],
@@ -81,7 +83,8 @@ def facts_of(model: Model, settings: Settings, budget: int) -> Facts:
         },
         "limits": {
             "tokens_of_an_input": recipe.max_length,
-            "tokens_of_a_batch": budget,
+            "tokens_of_a_batch": capacity.budget,
+            "tokens_of_a_batch_source": capacity.source,
             "inputs_of_a_job": MAX_INPUTS,
             "tokens_of_a_job": MAX_TOKENS,
             "tokens_of_a_lone_input": longest_input(recipe.vocab_size),

@@ -81,7 +81,7 @@ def run(
             continue
         metrics.SPLIT_BATCHES.labels(outcome.fault.value).inc()
         log.warning("batch.split", rows=some.n_rows, reason=outcome.fault.value, error=outcome.kind)
-        waiting += reversed(some.halves())
+        waiting += reversed(some.halves(by_cost=outcome.fault is Fault.MEMORY))
 
 
 def _attempt(batch: MicroBatch, embed: Callable[[MicroBatch], Embedded]) -> Embedded | Failure:

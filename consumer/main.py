@@ -14,12 +14,11 @@ from embedstream.shared.logs import get_logger, told
 from embedstream.shared.settings import Settings
 from embedstream.shared.urls import without_password
 
-from .device import batch_budget
+from .capacity import find_capacity, running_budget
 from .embedder import Embedder
 from .faults import BrokenDevice
 from .metrics_server import metrics_server
 from .model import Model
-from .pace import Pace
 from .service import Served, new_name, serve
 
 log = get_logger()
@@ -87,10 +86,10 @@ def _load(settings: Settings) -> Model:
 
 
 def _served(model: Model, settings: Settings) -> Served:
-    budget = batch_budget(settings, model.device)
-    pace = Pace(budget)
-    model.time_batches(budget, pace.observe)
-    return Served(model.card, model.tokenizer, Embedder(model), model.dtype, str(model.device), budget, pace)
+    capacity = find_capacity(model, settings)
+    budget = running_budget(capacity, model.measured)
+    device = str(model.device)
+    return Served(model.card, model.tokenizer, Embedder(model), model.dtype, device, budget, capacity.pace())
 
 
 def _leave_reason(settings: Settings, url: str, consumer: str, reason: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,33 +13,34 @@ from torch import Tensor
 
 from embedstream.shared.cards import ModelCard
 from embedstream.shared.errors import ModelLoadError
-from embedstream.shared.json_files import read_object
 from embedstream.shared.logs import get_logger
-from embedstream.shared.models import ModelFiles, locate
+from embedstream.shared.models import ModelFiles
 from embedstream.shared.recipe import Recipe
-from embedstream.shared.recipe_files import read_head, read_recipe, transformer_folder
 from embedstream.shared.settings import Dtype, Settings
-from embedstream.shared.tokenization import TextTokenizer, finished
+from embedstream.shared.tokenization import TextTokenizer
 
-from .adapters import default_of, find_adapters, with_adapters
-from .backbone import first_line, load_backbone, quiet
-from .device import choose_device, choose_dtype, thread_count
-from .faults import Fault, fault_of
-from .heads import build_head
-from .padding import feels_padding, without_padding
+from .backbone import first_line
+from .cpu import thread_count
+from .device import choose_device
+from .encoders import cuda_attention
+from .encoders.choice import Wanted, choose_encoder, in_streams
+from .encoders.cuda_graphs import Bounds, with_graphs
+from .encoders.encoder import Encoder
+from .encoders.guarded import guarded
+from .encoders.padded import EqualLengths, Padded
+from .formats import set_float32_precision
+from .heads import Head
+from .loading import Source
+from .measured import Measured
 from .pooling import pool
+from .precision import Check, Vectors, settle, vectors_of
+from .probe_texts import few_texts
 from .rope import follows_longest
 from .token_types import check_token_types
-from .tokenizer_files import read_tokenizer
-from .vocabulary import check_tokenizer, with_embeddings
 
 log = get_logger()
 
 _WARM_UP_TOKENS = 512  # enough to touch every kernel; longer ones only cost start-up time
-_TYPICAL_TOKENS = 64
-_TIMED_RUNS = 2
-_LONG_RUN_S = 0.1  # what takes so long is no matter of cold caches
-_PART_OF_BUDGET = 4  # a full one would take seconds on a slow CPU; larger batches take longer in proportion
 
 
 class Model:
@@ -52,30 +51,29 @@ class Model:
 
     def __init__(
         self,
-        module: torch.nn.Module,
+        modules: Mapping[str, torch.nn.Module],
         card: ModelCard,
         tokenizer: TextTokenizer,
-        pad_id: int,
         files: ModelFiles,
-        dtype_reason: str,
-        adapted: Mapping[str, torch.nn.Module],
+        measured: Measured,
+        head: Head,
     ) -> None:
         self.card = card
         self.tokenizer = tokenizer
         self.files = files
-        self.dtype_reason = dtype_reason
+        self.dtype_reason = ""
         """Why `dtype` was chosen, for people."""
-        self._module = module
-        self._modules = {**adapted, "": module}  # by adapter
-        self.head: Callable[[Tensor], Tensor] = lambda pooled: pooled
+        self.measured = measured
+        """What was measured of this model in this number format on this device."""
+        self._module = modules[""]
+        self._modules = modules  # by adapter
+        self._encoders: dict[str, Encoder] = {}  # by adapter
+        self.head = head
         """What follows the pooling, in float32: (rows, ways * hidden) to (rows, dimension)."""
-        self._pad_id = pad_id
-        weights = next(module.parameters())
+        weights = next(self._module.parameters())
         self.device = weights.device
-        self.dtype = str(weights.dtype).removeprefix("torch.")
+        self.dtype = _name_of(weights.dtype)
         """Number format of weights and forward pass, such as `bfloat16`."""
-        self.feels_padding = False
-        """Whether only sequences of equal length are computed together."""
 
     @property
     def recipe(self) -> Recipe:
@@ -103,44 +101,31 @@ class Model:
             ModelLoadError: with one line that says what is wrong.
         """
         started_s = time.perf_counter()
-        files = locate(settings.model, settings.revision)
-        recipe = read_recipe(files, settings)
-        folder = transformer_folder(files.path)
         device = choose_device(settings.device)
-        dtype, reason = choose_dtype(settings.dtype, device, read_object(folder / "config.json"))
+        set_float32_precision(settings.float32_precision)
         if device.type == "cpu":
             torch.set_num_threads(thread_count(settings))
-        with quiet():
-            adapters = find_adapters(files.path)
-            module = load_backbone(folder, device, dtype)
-            adapted = with_adapters(module, adapters)
-            own = read_tokenizer(folder, settings.chat_template)
-            tokenizer_text = finished(own.json, do_lower_case=recipe.do_lower_case)
-        recipe = replace(
-            with_embeddings(recipe, module),
-            truncation_side=own.truncation_side,
-            adapters=tuple(adapted),
-            default_adapter=default_of(settings.default_task, adapters),
+        source = Source(settings, device)
+        check: Check[Model] = Check(
+            source.check_name,
+            exact=lambda: cls._exact_vectors(source),
+            vectors=lambda model: vectors_of(model, alone=False),
+            kept=source.measured.with_dtype,
+            skipped=source.unchecked,
         )
-        tokenizer = TextTokenizer(tokenizer_text, recipe)
-        check_tokenizer(tokenizer, recipe, module.config)
-        card = ModelCard(settings.served_names[0], recipe, tokenizer_text, files.revision, chat=own.chat)
-        model = cls(module, card, tokenizer, _pad_id(module.config), files, reason, adapted)
-        model.head = build_head(read_head(files, recipe), model.device)
-        if follows_longest(module.config, recipe.max_length):
-            model._compute_equal_lengths_alone()
-        for adapter in ("", *recipe.adapters):
-            model._warm_up(adapter)
-        check_token_types(module, own.typed, recipe.max_length)
+        model, reason = settle(source.formats, check, lambda dtype: cls._started(source, dtype, settings))
+        model.dtype_reason = reason
+        recipe = model.recipe
         log.info(
             "model.loaded",
-            model=card.model,
-            path=str(files.path),
-            revision=card.revision,
+            model=model.card.model,
+            path=str(model.files.path),
+            revision=model.card.revision,
             device=str(device),
             dtype=model.dtype,
             dtype_reason=reason,
             threads=torch.get_num_threads(),
+            encoder=model.encoder.name,
             dimension=recipe.dimension,
             max_length=recipe.max_length,
             pooling=recipe.pooling_name,
@@ -152,10 +137,52 @@ class Model:
         )
         return model
 
-    def forward(
-        self, ids: NDArray[np.integer], lengths: NDArray[np.integer], adapter: str = ""
-    ) -> tuple[Tensor, Tensor]:
-        """Run a batch, padded on the right to its longest sequence; not padded where the model feels that.
+    @classmethod
+    def _read(cls, source: Source, dtype: torch.dtype) -> Model:
+        """A model that cannot compute anything yet."""
+        modules = source.modules(dtype)
+        card = source.card
+        assert card is not None  # noqa: S101 (it comes with the modules)
+        tokenizer = TextTokenizer(card.tokenizer, card.recipe)
+        return cls(modules, card, tokenizer, source.files, source.measured.with_dtype(_name_of(dtype)), source.head)
+
+    @classmethod
+    def _started(cls, source: Source, dtype: torch.dtype, settings: Settings) -> Model:
+        model = cls._read(source, dtype)
+        recipe = model.recipe
+        follows = follows_longest(model._module.config, recipe.max_length)
+        for adapter in ("", *recipe.adapters):
+            model._choose_encoder(adapter, settings, follows_longest=follows)
+            model._warm_up(adapter)
+        check_token_types(model._module, source.tokenizer.typed, recipe.max_length)
+        return model
+
+    @classmethod
+    def _exact_vectors(cls, source: Source) -> Vectors:
+        """In float32 and with the model's own attention, each text alone: nothing of what makes it fast."""
+        model = cls._read(source, torch.float32)
+        adapter = model.recipe.default_adapter
+        model._encoders[adapter] = Padded(model._modules[adapter])
+        with _first_pass(adapter):
+            return vectors_of(model, alone=True)
+
+    @property
+    def encoder(self) -> Encoder:
+        """What computes requests that choose no adapter."""
+        return self._encoders[self.recipe.default_adapter]
+
+    @property
+    def fills_up(self) -> bool:
+        """Whether every sequence costs as much as the longest one of its batch, with one of the adapters at least."""
+        return any(encoder.fills_up for encoder in self._encoders.values())
+
+    @property
+    def feels_padding(self) -> bool:
+        """Whether only sequences of equal length are computed together."""
+        return isinstance(self.encoder, EqualLengths)
+
+    def forward(self, ids: NDArray[np.integer], lengths: NDArray[np.integer], adapter: str = "") -> Tensor:
+        """Run a batch.
 
         Args:
             ids: (total,) token ids, special tokens included, any integer type.
@@ -163,92 +190,68 @@ class Model:
             adapter: one of the recipe's; "" for the bare model.
 
         Returns:
-            The last hidden states (n, max_len, dim) in the model's dtype, and the mask (n, max_len) int64 with 1 for a
-            token, both on the device. Hidden states of padding have no meaning.
+            (total, dim) the last hidden states, sequence after sequence, in the model's dtype and on its device.
         """
-        run = partial(self._padded, adapter=adapter)
         with torch.inference_mode():
-            return without_padding(run, ids, lengths) if self.feels_padding else run(ids, lengths)
+            return self._encoders[adapter](ids, lengths)
 
-    def _padded(self, ids: NDArray[np.integer], lengths: NDArray[np.integer], adapter: str) -> tuple[Tensor, Tensor]:
-        width = int(lengths.max())
-        present = np.arange(width) < lengths[:, None]
-        padded = np.full(present.shape, self._pad_id, np.int64)
-        padded[present] = ids  # row by row, as the ids lie
-        mask = torch.from_numpy(present.astype(np.int64)).to(self.device)
-        given = {"input_ids": torch.from_numpy(padded).to(self.device), "attention_mask": mask}
-        output = self._modules[adapter](**given, return_dict=True)  # a model's files may ask for a bare tuple
-        hidden: Tensor = output.last_hidden_state
-        return hidden, mask
+    def _choose_encoder(self, adapter: str, settings: Settings, *, follows_longest: bool) -> None:
+        if self.device.type == "cuda":
+            cuda_attention.install()
+        wanted = Wanted(self._modules[adapter], self.recipe.max_length, self.measured, settings)
+        with _first_pass(adapter):
+            encoder = choose_encoder(wanted, *self._probe(), follows_longest=follows_longest)
+            encoder = in_streams(encoder, wanted)
+        if isinstance(encoder, EqualLengths):
+            log.warning("model.feels_padding", reason="only texts of as many tokens are computed together")
+        bounds = Bounds(settings.graph_tokens, settings.graph_memory_bytes, self.recipe.max_length)
+        encoder = with_graphs(encoder, bounds, self.device)
+        self._encoders[adapter] = guarded(encoder, self._modules[adapter])
 
-    def time_batches(self, budget: int, observe: Callable[[int, int, float], None]) -> None:
-        """Time a short query and a part of a full batch, so that predictions are there before the first request.
-
-        Args:
-            budget: tokens of a full batch.
-            observe: told cost, tokens and seconds of each; not of the part, if it is more than the memory holds.
-        """
-        length = min(self.recipe.max_length, _TYPICAL_TOKENS)
-        row = np.resize(self.tokenizer.encode(["warm up"]).ids, length)
-        for rows in (1, max(1, budget // _PART_OF_BUDGET // length)):
-            ids, lengths = np.tile(row, rows), np.full(rows, length)
-            try:
-                seconds = self._time(ids, lengths)
-            except Exception as error:
-                if rows == 1 or fault_of(error) is not Fault.MEMORY:
-                    raise
-                # Batches of requests that are too large are halved; their times will be known then.
-                log.warning("model.batch_too_large", tokens=rows * length, advice="lower --batch-tokens")
-                return
-            observe(rows * length, rows * length, seconds)
-
-    def _time(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> float:
-        for _ in range(_TIMED_RUNS):  # the last one counts: the first meets cold caches
-            started_s = time.perf_counter()
-            self.forward(ids, lengths, self.recipe.default_adapter)[0].sum().item()  # waits for the device
-            seconds = time.perf_counter() - started_s
-            if seconds > _LONG_RUN_S:
-                break
-        return seconds
-
-    def _compute_equal_lengths_alone(self) -> None:
-        log.warning("model.feels_padding", reason="only texts of as many tokens are computed together")
-        self.feels_padding = True
+    def _probe(self) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Ids and lengths of a short sequence and a long one of many scripts: tokens that are alike show little."""
+        row, text = (self.tokenizer.encode([part]).ids for part in ("warm up", " ".join(few_texts().values())))
+        long = min(self.recipe.max_length, _WARM_UP_TOKENS)
+        lengths = np.array([min(len(row), long), long])
+        return np.concatenate([row[: lengths[0]], np.resize(text, long)]), lengths
 
     def _warm_up(self, adapter: str) -> None:
         """A short and a long sequence: checks the vectors' size, and no request pays for the first kernels."""
-        of_adapter = f" with the adapter {adapter}" if adapter else ""
-        row = self.tokenizer.encode(["warm up"]).ids
-        long = min(self.recipe.max_length, _WARM_UP_TOKENS)
-        lengths = np.array([min(len(row), long), long])
-        ids = np.concatenate([row[: lengths[0]], np.resize(row, long)])
-        try:
-            hidden, mask = self.forward(ids, lengths, adapter)
-            finite = bool(torch.isfinite(hidden[mask != 0]).all())
-            short, run = ids[: lengths[0]], partial(self._padded, adapter=adapter)
-            with torch.inference_mode():
-                felt = not self.feels_padding and feels_padding(run, short, hidden[0, : len(short)])
-        except Exception as error:  # any model code may run here
-            raise ModelLoadError(f"the first forward pass{of_adapter} failed: {first_line(error)}") from error
+        ids, lengths = self._probe()
+        with _first_pass(adapter):
+            hidden = self.forward(ids, lengths, adapter)
+            finite = bool(torch.isfinite(hidden).all())
         expected = self.recipe.size(per_token=True)
         if hidden.shape[-1] != expected:
             raise ModelLoadError(f"the model gives vectors of {hidden.shape[-1]} components, its files say {expected}")
         if not finite:
             half = "" if self.dtype == Dtype.FLOAT32 else ", or need --dtype float32"
             raise ModelLoadError(
-                f"the first forward pass{of_adapter} in {self.dtype} gave values that are not numbers: the weights are "
-                f"damaged{half}"
+                f"the first forward pass{_of(adapter)} in {self.dtype} gave values that are not numbers: the weights "
+                f"are damaged{half}"
             )
-        if felt:
-            self._compute_equal_lengths_alone()
         with torch.inference_mode():
-            if not self.recipe.per_token and not self.head(pool(self.recipe.pooling, hidden, mask)).isfinite().all():
+            lengths_there = torch.from_numpy(lengths).to(self.device)
+            pooled = None if self.recipe.per_token else pool(self.recipe.pooling, hidden, lengths_there)
+            if pooled is not None and not self.head(pooled).isfinite().all():
                 raise ModelLoadError(
                     f"what follows the pooling ({self.recipe.head}) gave values that are not numbers: its weights are "
                     "damaged"
                 )
 
 
-def _pad_id(config: Any) -> int:
-    pad_id = getattr(config, "pad_token_id", None)
-    return pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0
+@contextmanager
+def _first_pass(adapter: str) -> Iterator[None]:
+    """Any model code may run within."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelLoadError(f"the first forward pass{_of(adapter)} failed: {first_line(error)}") from error
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _of(adapter: str) -> str:
+    return f" with the adapter {adapter}" if adapter else ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,24 @@ class Embeds(Protocol):
 
     def free(self) -> None:
         """Give back memory that is not in use: a batch has not fitted."""
+
+
+@runtime_checkable
+class EmbedsAhead(Embeds, Protocol):
+    """Its device may compute by itself, so that the host prepares the next batch meanwhile."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it does; else a launch is all of the work."""
+
+    def launch(self, batch: MicroBatch) -> Callable[[], Embedded]:
+        """Begin with a batch.
+
+        Batches end in the order in which they were launched; `embed` launches and waits.
+
+        Returns:
+            What waits for its vectors.
+        """
 
 
 def deliver(batch: MicroBatch, embedded: Embedded, started_ms: float) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .cost import CostModel
+
 _NEW = 0.2
 """Weight of the newest batch in the averages: a change of load shows after about five batches."""
 _WINDOW_S = 0.5
@@ -27,16 +29,16 @@ class _Size:
 class Pace:
     """Times of batches by their cost. One thread writes; others may read at any moment.
 
-    Cost is counted in tokens with padding: `longest x rows`.
-
     Args:
-        budget: cost of a full batch.
+        budget: cost of a full batch, in tokens.
+        costs: what batches cost here.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, costs: CostModel = CostModel()) -> None:  # noqa: B008 - frozen
+        self.costs = costs
         self._budget = budget
         self._sizes: dict[int, _Size] = {}  # by the bit length of the cost: each is twice as large as the one before
-        self._density = 1.0  # tokens without padding for each unit of cost
+        self._density = 1.0  # tokens for each unit of cost
         self._window_s = 0.0
         self._window_tokens = 0
         self._rate = 0.0
@@ -47,7 +49,7 @@ class Pace:
         """Learn from a batch.
 
         Args:
-            cost: tokens with padding, at least 1.
+            cost: at least 1.
             tokens: without padding.
             seconds: of the forward pass and the pooling.
         """
@@ -115,9 +117,12 @@ class Pace:
     def tokens_per_s(self) -> float:
         """What the device gets done when it has enough to do; 0 while nothing is known.
 
-        Measured where there was unbroken work lately, else predicted for full batches.
+        Measured where there was unbroken work lately, else predicted for full batches. Small ones alone tell nothing:
+        most of their time may be the same for a full batch, and callers would be refused for a wait that is none.
         """
         if self._rate and self._now_s - self._rate_at_s <= _REMEMBERED_S:
             return self._rate
         seconds = self.predict_s(self._budget)
-        return 0.0 if not seconds else self._density * self._budget / seconds
+        sizes = list(self._sizes.values())  # at once, for the other thread may add one
+        largest = max((size.cost for size in sizes), default=0.0)
+        return 0.0 if not seconds or 2 * largest < self._budget else self._density * self._budget / seconds

@@ -43,6 +43,10 @@ SHORT = {
     "a long word": "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
     "empty": "",
 }
+_FEW = (
+    *("word", "question", "sentence", "another", "near to it", "German", "Russian", "Chinese", "Arabic"),
+    *("emoji", "code", "numbers", "marks", "empty"),
+)
 _PASSAGE = (
     "Vectors of texts let a machine find what is meant instead of what is written. A passage about the care of roses "
     "in winter lies close to one about protecting shrubs from frost, though hardly a word is the same; a price list "
@@ -57,6 +61,14 @@ class ProbeText:
 
     name: str
     text: str
+
+
+def few_texts() -> dict[str, str]:
+    """So few of the texts that a model of any size embeds them in a moment: name -> text."""
+    return {name: SHORT[name] for name in _FEW} | {
+        "half a passage": _PASSAGE[: len(_PASSAGE) // 2],
+        "a passage": _PASSAGE,
+    }
 
 
 def built_in(tokenizer: TextTokenizer, max_length: int) -> list[ProbeText]:

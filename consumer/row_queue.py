@@ -1,6 +1,7 @@
 """Rows that wait for a place in a micro-batch, lane by lane. Pure; no I/O.
 
-Interactive rows lead; bulk rows fill what is left, and lead themselves once they are owed their share.
+Interactive rows lead; bulk rows fill up what a pass costs anyway, and lead themselves when no others wait, or once they
+are owed their share.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from embedstream.shared.lanes import LANES, Lane
 
 from .batching import MicroBatch, Waiting, join
+from .budget import Budget
 from .entries import Entry
 from .pace import Pace
 
@@ -31,19 +33,19 @@ class RowQueue:
     """Rows that wait for a place in a micro-batch.
 
     Args:
-        budget: most tokens of a batch, padding included.
-        pace: how long batches take.
+        budget: highest cost of a batch, in tokens.
+        pace: how long batches take, and what they cost.
         slice_s: longest predicted time of a bulk batch while interactive work is about.
         bulk_share: part of tokens and time that bulk gets while interactive work keeps coming, below 1.
     """
 
-    def __init__(self, budget: int, pace: Pace | None = None, slice_s: float = 0.05, bulk_share: float = 0.1) -> None:
+    def __init__(self, budget: Budget, pace: Pace, slice_s: float = 0.05, bulk_share: float = 0.1) -> None:
         self.budget = budget
-        self._pace = pace or Pace(budget)
+        self._pace = pace
         self._slice_s = slice_s
         self._bulk_share = bulk_share
         numbers: dict[str, int] = {}
-        self._lanes = {lane: Waiting(numbers) for lane in LANES}
+        self._lanes = {lane: Waiting(numbers, self._pace.costs) for lane in LANES}
         self._interactive_at_ms = float("-inf")
         self._earliest_ms = float("inf")  # no row's deadline is before it
         self._changes_seen: int | None = None  # of the abandoned requests, when all rows were looked at
@@ -97,11 +99,13 @@ class RowQueue:
                 lane.remove(np.array([not entry.begun for entry in lane.entries]))
         return released
 
-    def take(self, now_ms: float = 0.0) -> MicroBatch | None:
+    def take(self, now_ms: float = 0.0, *, beside: bool = False) -> MicroBatch | None:
         """The next micro-batch, or None when nothing waits.
 
         Args:
             now_ms: on Redis's clock.
+            beside: another batch is on the device. While interactive work is about, bulk does not lead then: who comes
+                next would wait for two slices.
         """
         interactive, bulk = self._lanes[Lane.INTERACTIVE], self._lanes[Lane.BULK]
         if len(interactive.lengths):
@@ -110,9 +114,12 @@ class RowQueue:
         bulk_leads = len(bulk.lengths) > 0 and (len(interactive.lengths) == 0 or self._is_owed(bulk, slice_cost))
         if bulk_leads:
             about = now_ms - self._interactive_at_ms < ABOUT_MS
-            batch = self._lead(bulk, interactive, slice_cost if about else self.budget, self.budget)
+            if about and beside:
+                return None
+            lead_cost = slice_cost if about else self.budget.now
+            batch = self._lead(bulk, interactive, lead_cost, self.budget.now, self.budget.now)
         elif len(interactive.lengths):
-            batch = self._lead(interactive, bulk, self.budget, slice_cost)
+            batch = self._lead(interactive, bulk, self.budget.now, slice_cost, self._pace.costs.pass_tokens)
         else:
             return None
         self._settle(batch, bulk_waits=bulk_leads or len(bulk.lengths) > 0, bulk_leads=bulk_leads)
@@ -121,21 +128,21 @@ class RowQueue:
         return batch
 
     def _slice_cost(self) -> int:
-        return min(self.budget, self._pace.fitting(self._slice_s))
+        return min(self.budget.now, self._pace.fitting(self._slice_s))
 
-    def _lead(self, lead: Waiting, other: Waiting, lead_cost: int, most_beside: int) -> MicroBatch:
-        """A batch of one lane's rows, with those of the other beside them that make it no wider; of one adapter all.
+    def _lead(self, lead: Waiting, other: Waiting, lead_cost: int, most: int, most_more: int) -> MicroBatch:
+        """A batch of one lane's rows, with those of the other beside them that fit; of one adapter all.
 
         Args:
             lead: whose turn it is.
             other: fills what is left.
-            lead_cost: most tokens with padding of the rows that lead.
-            most_beside: as much as the batch may grow to by rows of the other lane.
+            lead_cost: highest cost of the rows that lead.
+            most: as much as the batch's cost may grow to by rows of the other lane.
+            most_more: as much as it may grow by them. Bulk so never makes a short query take long, but where a pass
+                costs more than the query, it takes what is nearly free.
         """
         batch = lead.take(lead.choose(lead_cost))
-        longest = int(batch.lengths[0])
-        beside = other.fill(batch.adapter, longest, most_beside // max(1, longest) - batch.n_rows)
-        return join(batch, other.take(beside))
+        return join(batch, other.take(other.beside(batch, min(most, batch.cost + most_more))))
 
     def _is_owed(self, bulk: Waiting, slice_cost: int) -> bool:
         """Whether bulk has earned a turn of its own, as large as it can be now."""

@@ -22,6 +22,7 @@ from embedstream.shared.settings import Settings
 from embedstream.shared.tokenization import TextTokenizer
 from embedstream.shared.urls import without_password
 
+from .budget import Budget
 from .heartbeat import Heartbeat
 from .outcome import Embeds
 from .pace import Pace
@@ -44,7 +45,7 @@ class Served:
         embedder: runs micro-batches, on one thread.
         dtype: number format of the forward pass, to be shown.
         device: where it runs, to be shown.
-        budget: most tokens of a micro-batch, padding included.
+        budget: of a micro-batch.
         pace: what is known of the embedder's speed.
     """
 
@@ -53,7 +54,7 @@ class Served:
     embedder: Embeds
     dtype: str
     device: str
-    budget: int
+    budget: Budget
     pace: Pace
 
 
@@ -121,7 +122,8 @@ async def serve(settings: Settings, url: str, served: Served, consumer: str) -> 
         heartbeat,
         watchdog,
         served.pace,
-        _limits(settings, served.budget),
+        served.budget,
+        _limits(settings),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
@@ -132,9 +134,8 @@ async def serve(settings: Settings, url: str, served: Served, consumer: str) -> 
             await client.aclose()
 
 
-def _limits(settings: Settings, budget: int) -> Limits:
+def _limits(settings: Settings) -> Limits:
     return Limits(
-        budget=budget,
         drain_timeout_s=settings.shutdown_timeout_s * DRAIN_SHARE,
         lease_check_s=settings.lease_check_ms / 1000,
         lease_backstop_s=settings.lease_backstop_s,

@@ -8,7 +8,7 @@ import torch
 
 from embedstream.shared.errors import ModelLoadError
 
-from .padding import NOISE
+from .encoders.encoder import NOISE
 
 
 def check_token_types(module: torch.nn.Module, typed: tuple[list[int], list[int]] | None, max_length: int) -> None:

@@ -25,6 +25,7 @@ from embedstream.shared.runfile import is_embedded
 from embedstream.shared.server_checks import check_server
 from embedstream.shared.tokenization import TextTokenizer
 
+from .budget import Budget
 from .delivery import Delivery
 from .device_thread import DeviceThread, Done, Trial
 from .entries import Entry, RawEntry
@@ -58,7 +59,6 @@ class Limits:
     """What an operator can set of a worker.
 
     Args:
-        budget: most tokens of a micro-batch, padding included.
         drain_timeout_s: time `run` may take to answer what is in hand once it was told to stop.
         lease_check_s: time between two looks for work nobody does.
         lease_backstop_s: time in one consumer's hands after which an entry is taken from it.
@@ -68,7 +68,6 @@ class Limits:
         dead_letters: how many are kept, and for how long.
     """
 
-    budget: int
     drain_timeout_s: float = 30.0
     lease_check_s: float = 0.5
     lease_backstop_s: float = 300.0
@@ -108,6 +107,7 @@ class Worker:
         heartbeat: not started yet; it is what makes the consumer count as alive.
         watchdog: asked by the heartbeat.
         pace: what is known of the embedder's speed.
+        budget: of a micro-batch.
         limits: what an operator has set.
     """
 
@@ -122,11 +122,13 @@ class Worker:
         heartbeat: Heartbeat,
         watchdog: Watchdog,
         pace: Pace,
+        budget: Budget,
         limits: Limits,
     ) -> None:
         self._clients = clients
         self._consumer = consumer
         self._limits = limits
+        self._budget = budget
         self._embedder = embedder
         self._pace = pace
         self._watchdog = watchdog
@@ -149,7 +151,7 @@ class Worker:
             self._delivery.settle,
             self._hand.give,
         )
-        self._tokens_of_entry = dict.fromkeys(LANES, float(limits.budget))  # to know how many entries to ask for
+        self._tokens_of_entry = dict.fromkeys(LANES, float(budget.now))  # to know how many entries to ask for
         self._room = asyncio.Event()
         self._news: asyncio.Queue[News] = asyncio.Queue()
         self._stop = asyncio.Event()
@@ -184,7 +186,7 @@ class Worker:
             return
         log.info("worker.ready", consumer=self._consumer)
         limits = self._limits
-        rows = RowQueue(limits.budget, self._pace, limits.latency_slice_s, limits.bulk_share)
+        rows = RowQueue(self._budget, self._pace, limits.latency_slice_s, limits.bulk_share)
         device = DeviceThread(
             rows,
             self._embedder,
@@ -360,15 +362,15 @@ class Worker:
         await self._take_in(entries)
 
     def _wanted(self, device: DeviceThread) -> dict[Lane, int]:
-        """How many entries of each lane would fill a batch. Bulk fills what interactive leaves.
+        """How many entries of each lane would fill what should wait. Bulk fills what interactive leaves.
 
         One bulk entry is always in hand, so that bulk can have its share while interactive work keeps coming.
         """
-        budget = self._limits.budget
+        most = device.wants
         interactive, bulk = device.tokens(Lane.INTERACTIVE), device.tokens(Lane.BULK)
         counts = {
-            Lane.INTERACTIVE: self._entries_of(Lane.INTERACTIVE, budget - interactive),
-            Lane.BULK: max(self._entries_of(Lane.BULK, budget - interactive - bulk), 0 if bulk else 1),
+            Lane.INTERACTIVE: self._entries_of(Lane.INTERACTIVE, most - interactive),
+            Lane.BULK: max(self._entries_of(Lane.BULK, most - interactive - bulk), 0 if bulk else 1),
         }
         return {lane: count for lane, count in counts.items() if count > 0}
 

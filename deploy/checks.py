@@ -14,7 +14,7 @@ def check(settings: Settings) -> None:
         ModelLoadError: the model can be nowhere.
         Misconfigured: a file that a setting names cannot be read, or says nothing.
     """
-    if settings.consumers:
+    if settings.consumers != 0:
         models.check(settings.model, settings.revision)
         if settings.chat_template is not None and not settings.chat_template.is_file():
             raise Misconfigured(f"--chat-template {settings.chat_template}: there is no such file")

@@ -46,7 +46,7 @@ def _options(
 def serve(settings: Settings) -> int:
     """Start all in one: embedded Valkey, consumers and the HTTP API."""
     checks.check(settings)
-    if settings.consumers:
+    if settings.consumers != 0:
         from embedstream.consumer import requirements
 
         if code := requirements.complain_if_missing():
@@ -66,14 +66,9 @@ def api(settings: Settings, fd: Annotated[int | None, typer.Option("--fd", hidde
 
 def consumer(settings: Settings) -> int:
     """Embed jobs of the queue: one consumer process, beside a running Redis or `serve`."""
-    from embedstream.consumer import requirements
+    from embedstream.consumer.__main__ import consume
 
-    if code := requirements.complain_if_missing():
-        return code
-    connected = runfile.connected(settings)
-    from embedstream.consumer.main import run
-
-    return run(connected)
+    return consume(settings)
 
 
 def embed(

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from embedstream.consumer import requirements
+from embedstream.consumer import cpu, requirements
 from embedstream.shared import exits, logs
 from embedstream.shared.settings import LogLevel, Role, Settings
 
@@ -28,6 +28,7 @@ def run(settings: Settings, *, against: Against | None, as_json: bool) -> int:
         return code
     warnings: list[Any] = []  # of the loader: they are checks here, for a report is no place for log lines
     logs.configure(settings.model_copy(update={"log_level": LogLevel.WARNING}), Role.DOCTOR, warnings)
+    cpu.prepare(settings)  # as in a consumer: it is timed
     from embedstream.consumer import reference
     from embedstream.consumer.examination import examine, told_by_loader
 

@@ -25,6 +25,7 @@ from embedstream.shared.logs import get_logger
 from embedstream.shared.processes import own_identity
 from embedstream.shared.settings import Role, Settings
 
+from . import gpus
 from .children import Child
 from .listener import bind, reachable_host, url_of
 from .metrics_folder import MetricsFolder
@@ -64,7 +65,7 @@ class Supervisor:
     """
 
     def __init__(self, settings: Settings, listener: socket.socket, signals: Signals, command: Command) -> None:
-        self._settings = settings
+        self._settings, self._places = gpus.placed(settings, os.environ)
         self._listener = listener
         self._port: int = listener.getsockname()[1]
         self._url = url_of(settings.host, self._port)
@@ -99,12 +100,12 @@ class Supervisor:
             metrics_port=None,  # several consumers cannot share it
         )
         self._metrics = metrics = MetricsFolder()
-        consumers = [f"consumer {number}" for number in range(1, self._settings.consumers + 1)]
+        consumers = [(f"consumer {number}", place) for number, place in enumerate(self._places, 1)]
         apis = [f"api {number}" for number in range(1, self._settings.api_workers + 1)]
         cores = share_of_cores(self._settings)
         self._consumers = [
-            Child(name, partial(self._launch, Role.CONSUMER, environment | cores | metrics.variables_of(name)))
-            for name in consumers
+            Child(name, partial(self._launch, Role.CONSUMER, environment | cores | place | metrics.variables_of(name)))
+            for name, place in consumers
         ]
         self._apis = [
             Child(name, partial(self._launch, Role.API, environment | metrics.variables_of(name))) for name in apis

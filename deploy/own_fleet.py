@@ -17,6 +17,7 @@ from embedstream.shared.errors import Misconfigured, ModelLoadError
 from embedstream.shared.flags import environment_of, without_settings
 from embedstream.shared.settings import LogLevel, Role, Settings
 
+from . import gpus
 from .children import Child
 from .signals import Signals
 from .tending import Command, OwnValkey, Tending, launch, role_command, share_of_cores, tell_end
@@ -40,11 +41,12 @@ class OwnFleet:
     def __init__(self, settings: Settings, signals: Signals, command: Command = role_command) -> None:
         if missing := requirements.missing():
             raise Misconfigured(f"{', '.join(missing)} not installed; {requirements.REMEDY}")
-        if not settings.consumers:
+        if settings.consumers == 0:
             raise Misconfigured("No server was found to join, and with --consumers 0 nothing would be embedded.")
         models.check(settings.model, settings.revision)
         if settings.chat_template is not None and not settings.chat_template.is_file():
             raise Misconfigured(f"--chat-template {settings.chat_template}: there is no such file")
+        settings, self._places = gpus.placed(settings, os.environ)
         self._settings = settings.model_copy(update={"data_dir": None})  # the queue need not outlive us
         self._signals = signals
         self._command = command
@@ -73,8 +75,8 @@ class OwnFleet:
         environment |= share_of_cores(self._settings)
         command = self._command(Role.CONSUMER, None)
         self._consumers = [
-            Child(f"consumer {number}", partial(launch, command, environment, self._words.fileno))
-            for number in range(1, self._settings.consumers + 1)
+            Child(f"consumer {number}", partial(launch, command, environment | place, self._words.fileno))
+            for number, place in enumerate(self._places, 1)
         ]
         for child in self._consumers:
             child.start()

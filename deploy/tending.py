@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from embedstream.consumer.cpu import thread_count
 from embedstream.shared.logs import get_logger
 from embedstream.shared.settings import Role, Settings, variable_of
 
 from .children import Child, ending_of
 from .embedded import EmbeddedServer
-from .limits import available_cores
 from .signals import Signals
 from .spawn import spawn
 
@@ -59,8 +59,8 @@ def launch(
 
 def share_of_cores(settings: Settings) -> dict[str, str]:
     """Variables that share the cores among the consumers."""
-    threads = settings.threads or max(1, available_cores() // max(1, settings.consumers))
-    return {variable_of("threads"): str(threads), "OMP_NUM_THREADS": str(threads)}
+    threads = str(thread_count(settings))
+    return {variable_of("threads"): threads, "OMP_NUM_THREADS": threads}
 
 
 def tell_end(child: Child, code: int) -> None:

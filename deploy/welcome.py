@@ -13,16 +13,16 @@ def ready_block(settings: Settings, url: str, redis_url: str, *, elapsed_s: floa
     """A few lines that end with a command to copy.
 
     Args:
-        settings: those of `serve`.
+        settings: those of `serve`, with the number of consumers that it has started.
         url: the server as seen from this machine.
         redis_url: the queue, for consumers and producers that join it.
         elapsed_s: time from the start until it answered.
     """
     model = settings.served_names[0]
     queue = without_password(redis_url)
-    counts = f"{_count(settings.api_workers, 'API process')}, {_count(settings.consumers, 'consumer')}"
+    counts = f"{_count(settings.api_workers, 'API process')}, {_count(settings.consumers or 0, 'consumer')}"
     state = f"is ready after {elapsed_s:.1f} s: {model} on {url}"
-    if not settings.consumers:
+    if settings.consumers == 0:
         state = f"is up on {url} and waits for consumers: embedstream consumer --redis-url {shlex.quote(queue)}"
     lines = [
         f"embedstream {state}",

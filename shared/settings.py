@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from .urls import REDIS_SCHEMES
 
 PREFIX = "EMBEDSTREAM_"
+AUTO = "auto"
+"""What people write for "as the machine allows"."""
 
 _MIB = 1024 * 1024
 
@@ -45,6 +47,13 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     FLOAT16 = "float16"
     BFLOAT16 = "bfloat16"
+
+
+class Float32Precision(StrEnum):
+    """How exactly numbers in float32 are multiplied."""
+
+    IEEE = "ieee"
+    TF32 = "tf32"
 
 
 class PoolingName(StrEnum):
@@ -206,17 +215,33 @@ class Settings(BaseSettings):
     )
     dtype: Dtype = _setting(
         Dtype.AUTO,
-        "Number format of the forward pass. `auto`: bfloat16 on CPUs with AMX or AVX512-BF16, float16 on CUDA, or "
-        "bfloat16 for Gemma and models made in it; else float32. Vectors of two formats differ a little: make an index "
-        "and its queries with the same one.",
+        "Number format of the forward pass. `auto`: bfloat16 on CPUs on which it is faster (AMX, AVX512-BF16, Arm "
+        "BF16), float16 on CUDA, or bfloat16 for Gemma and models made in it, each checked at start against float32; "
+        "else float32. Vectors of two formats differ a little: make an index and its queries with the same one.",
+        *_MODEL,
+    )
+    dtype_check_limit_bytes: int = _setting(
+        4096 * _MIB,
+        "Largest model, by its weights in float32, that is loaded in float32 at its first start to check the vectors "
+        "it has in a half format; larger ones are not checked. It costs the time and, before the model is loaded, the "
+        "memory of that. 0 checks none.",
+        *_MODEL,
+        ge=0,
+    )
+    float32_precision: Float32Precision = _setting(
+        Float32Precision.IEEE,
+        "How float32 is multiplied: `ieee` as it is, `tf32` with factors rounded to 10 bits on CUDA, which is faster "
+        "and changes vectors about as much as float16 does.",
         *_MODEL,
     )
 
     # Processes and the device
     api_workers: int = _setting(1, "API processes that `serve` starts.", Role.SERVE, ge=1, le=256)
-    consumers: int = _setting(
-        1,
-        "Consumer processes that `serve` starts, or a backfill that finds no server.",
+    consumers: int | None = _setting(
+        None,
+        "Consumer processes that `serve` starts, or a backfill that finds no server. Default, or `auto`: one for each "
+        "NVIDIA GPU that `CUDA_VISIBLE_DEVICES` shows, and one where there is none. A number of them goes round the "
+        "GPUs, unless `--device` names one.",
         Role.SERVE,
         Role.BACKFILL,
         ge=0,
@@ -226,12 +251,86 @@ class Settings(BaseSettings):
         None, "Torch device, such as `cpu` or `cuda:1`. Default: CUDA where there is one, else the CPU.", *_MODEL
     )
     threads: int = _setting(
-        0, "CPU threads of one forward pass; 0 shares the cores between the consumers.", *_MODEL, ge=0
+        0,
+        "CPU threads of one forward pass. 0 takes what `OMP_NUM_THREADS` says, else the consumer's share of the cores.",
+        *_MODEL,
+        ge=0,
+    )
+    keep_memory_bytes: int = _setting(
+        1024 * _MIB,
+        "Most freed memory that a consumer keeps for its next batch; less makes batches slower by the time the system "
+        "takes to hand it out anew. 0 leaves that to the C library, and so do variables `MALLOC_*`, and "
+        "`GLIBC_TUNABLES` of `glibc.malloc`.",
+        *_MODEL,
+        ge=0,
+        le=2**31 - 1,
+    )
+    compile: bool = _setting(
+        False,
+        "Compile layers with torch.compile before serving, and use what is faster that way; of models built like BERT. "
+        "Takes half a minute at the first start, and is kept on disk for the next ones. Needs a C++ compiler.",
+        *_MODEL,
+    )
+    compile_cache_dir: Path | None = _setting(
+        None, "Where compiled code is kept. Default: embedstream/compiled in the user's cache folder.", *_MODEL
+    )
+    graph_tokens: int = _setting(
+        512,
+        "On CUDA, batches of up to so many tokens are launched as one graph, which saves the time of some hundred "
+        "single launches; it is captured at the start for sizes from 16 tokens on, each twice the one before. 0: none.",
+        *_MODEL,
+        ge=0,
+        le=16_384,
+    )
+    graph_memory_bytes: int = _setting(
+        512 * _MIB,
+        "Most memory of a CUDA device that graphs may take; sizes that would need more are launched kernel by kernel.",
+        *_MODEL,
+        ge=0,
     )
     batch_tokens: int = _setting(
         0,
-        "Token budget of a micro-batch, padding included. More fills a GPU, less answers sooner; 0 is 4,096 on a "
-        "CPU and 65,536 on a GPU.",
+        "Token budget of a micro-batch, with padding where there is some, and with what attention takes of long texts. "
+        "More fills a GPU, less answers sooner. 0 finds it by measuring when the model is loaded.",
+        *_MODEL,
+        ge=0,
+    )
+    measure_ms: int = _setting(
+        2000,
+        "Most time for finding the token budget. 0 takes 4,096 on a CPU and 65,536 on a GPU, and times no kernels.",
+        *_MODEL,
+        ge=0,
+        le=600_000,
+    )
+    batch_latency_ms: int = _setting(
+        1000,
+        "Longest time of a full batch, for a token budget that is found: what the first interactive request may wait "
+        "for the batch before its own; on a GPU there may be two.",
+        *_MODEL,
+        ge=1,
+        le=600_000,
+    )
+    memory_share_percent: int = _setting(
+        80,
+        "Most of the free memory that a batch may take, of a GPU or of the container or machine, for a token budget "
+        "that is found.",
+        *_MODEL,
+        ge=1,
+        le=95,
+    )
+    keep_measurements: bool = _setting(
+        True,
+        "Keep on disk what is measured when a model is loaded, such as the token budget, and believe it at the next "
+        "start with the same weights, device and versions.",
+        *_MODEL,
+    )
+    measured_dir: Path | None = _setting(
+        None, "Where measurements are kept. Default: embedstream/measured in the user's cache folder.", *_MODEL
+    )
+    packed_weights_limit_bytes: int = _setting(
+        1024 * _MIB,
+        "Most memory of a consumer on a CPU for a second copy of the model's weights, in the layout that its "
+        "matrix products read fastest; layers beyond it do without. None is made where it does not pay.",
         *_MODEL,
         ge=0,
     )
@@ -492,6 +591,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("consumers", mode="before")
+    @classmethod
+    def _auto_is_the_default(cls, value: object) -> object:
+        return None if value == AUTO else value
 
     @field_validator("redis_url")
     @classmethod

@@ -39,6 +39,42 @@ hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 
+_TESTS = Path(__file__).parent
+_LONGEST_FIRST = (
+    "parity/test_matrix.py",
+    "deploy/test_own_fleet.py",
+    "contract/test_fuzz.py",
+    "consumer/test_precision.py",
+    "integration/test_vectors.py",
+    "consumer/encoders/test_compiled.py",
+    "consumer/test_worker.py",
+    "examples/test_ray_data.py",
+    "contract/test_cases.py",
+    "integration/test_backfill_command.py",
+    "integration/test_load_failures.py",
+    "deploy/test_local.py",
+    "hostile/test_turns.py",
+    "integration/test_serving.py",
+    "producer/backfill/test_backfill.py",
+    "producer/test_reconcile.py",
+    "examples/test_semantic_search.py",
+    "integration/test_streaming.py",
+    "hostile/test_health.py",
+    "consumer/test_model.py",
+    "integration/test_clients.py",
+    "consumer/test_capacity.py",
+    "hostile/test_bodies.py",
+    "consumer/test_takeover.py",
+)
+"""Files that take more than twenty seconds. A file runs in one process; it is not to run alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin first."""
+    ranks = {_TESTS / name: rank for rank, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test meets the settings, the running servers or the caches of the person who runs it."""
@@ -58,15 +94,22 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TMPDIR", str(temporary))
         patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv(f"{PREFIX}MEASURE_MS", "0")  # what consumers do with a budget does not hang on how they found it
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _hangups_as_usual() -> Iterator[None]:
-    """Processes that tests start end by a closed terminal, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def _signals_as_usual() -> Iterator[None]:
+    """Processes that tests start end by a closed terminal and Ctrl-C, also where the tests themselves run under nohup
+    or in the background of a script, and were told to ignore them."""
+    usual: dict[int, Any] = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.getsignal(number) for number in usual}
+    for number, handler in usual.items():
+        if before[number] == signal.SIG_IGN:
+            signal.signal(number, handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, known in before.items():
+        signal.signal(number, known)
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +196,7 @@ def serving(_own_folders: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """All in one, as `make run` starts it, on a free port; any Matryoshka size may be asked for."""
     command = [sys.executable, "-m", "embedstream.deploy", "serve", "--port", "0"]
     command += ["--dtype", "float32", "--matryoshka-dims", "any", "--log-level", "warning"]
+    command += ["--max-wait-s", "100"]  # a busy machine computes slowly, and admission knows
     log = tmp_path_factory.mktemp("serve") / "stderr"
     with (
         log.open("w") as stderr,

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.budget import Budget
 from embedstream.consumer.outcome import Embedded, RowVectors
 from embedstream.consumer.pace import Pace
 from embedstream.consumer.service import Served, serve
@@ -104,7 +105,13 @@ def main() -> None:
     behaviour = Behaviour(options.base_ms / 1000, options.tokens_per_s, options.most_tokens)
     device = ToyDevice(behaviour, options.journal, options.name)
     served = Served(
-        card, TextTokenizer(card.tokenizer, card.recipe), device, "float32", "toy", options.budget, Pace(options.budget)
+        card,
+        TextTokenizer(card.tokenizer, card.recipe),
+        device,
+        "float32",
+        "toy",
+        Budget(options.budget),
+        Pace(options.budget),
     )
     asyncio.run(serve(settings, settings.redis_url or "", served, options.name))
 

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from embedstream.consumer.batching import MicroBatch, in_batches
+from embedstream.consumer.batching import MicroBatch, Waiting
+from embedstream.consumer.budget import Budget
+from embedstream.consumer.cost import CostModel
 from embedstream.consumer.entries import Entry, RawEntry
 from embedstream.consumer.heartbeat import Heartbeat
 from embedstream.consumer.outcome import Embedded, Embeds, RowVectors
@@ -43,10 +45,11 @@ def entry(
     return Entry(raw, job, "", Tokens(ids, columns), np.zeros(len(lengths), np.bool_), adapter=adapter)
 
 
-def batch_of(*entries: Entry) -> MicroBatch:
-    """All rows of some entries in one batch."""
-    (batch,) = in_batches(entries, 10**9)
-    return batch
+def batch_of(*entries: Entry, costs: CostModel = CostModel()) -> MicroBatch:  # noqa: B008 - frozen
+    """All rows of some entries in one batch, longest first."""
+    waiting = Waiting({}, costs)
+    waiting.add(entries)
+    return waiting.take(np.argsort(waiting.lengths, kind="stable")[::-1])
 
 
 def contents(batch: MicroBatch) -> list[tuple[Entry, int, list[int]]]:
@@ -130,8 +133,8 @@ async def consumer(
         moved=moved,
     )
     reading = TextTokenizer(tokenizer, model.recipe)
-    limits_ = Limits(budget, **{"drain_timeout_s": 20, "lease_check_s": 0.05, **limits})
-    worker = Worker(model, reading, device, clients, keys, name, heartbeat, watchdog, pace, limits_)
+    limits_ = Limits(**{"drain_timeout_s": 20, "lease_check_s": 0.05, **limits})
+    worker = Worker(model, reading, device, clients, keys, name, heartbeat, watchdog, pace, Budget(budget), limits_)
     task = asyncio.create_task(worker.run())
     try:
         yield worker

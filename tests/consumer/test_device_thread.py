@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from embedstream.consumer import device_thread
+from embedstream.consumer import budget as budgets
+from embedstream.consumer import pace as paces
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.budget import Budget
 from embedstream.consumer.device_thread import MOST_UNDELIVERED, DeviceThread, Done, Trial
 from embedstream.consumer.entries import Entry
 from embedstream.consumer.faults import BrokenDevice
@@ -46,10 +48,10 @@ class Attempt:
 class Bench:
     """A device thread, and what it has told."""
 
-    def __init__(self, budget: int = 100) -> None:
-        self.device = Device()
-        self.queue = RowQueue(budget)
+    def __init__(self, budget: int = 100, device: Device | None = None) -> None:
+        self.device = Device() if device is None else device
         self.pace = Pace(budget)
+        self.queue = RowQueue(Budget(budget), self.pace)
         self.watchdog = Watchdog(10)
         self.cancelled = Cancelled()
         self.news: list[Done | Trial | list[tuple[Entry, Dropped]]] = []
@@ -102,11 +104,11 @@ async def test_what_does_not_fit_the_memory_lowers_the_budget_once_a_batch(bench
     bench.thread.start()
     await bench.came(1)
     assert sorted(bench.batches[0]) == [(b"1-0", row) for row in range(10)]
-    assert bench.queue.budget == 75  # by the batch; its halves failed too, and tell nothing new
+    assert bench.queue.budget.now == 75  # by the batch; its halves failed too, and tell nothing new
 
 
 async def test_a_lowered_budget_rises_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_thread, "GOOD_BATCHES", 3)
+    monkeypatch.setattr(budgets, "GOOD_BATCHES", 3)
     full = True
 
     def before(_: MicroBatch) -> None:
@@ -119,11 +121,11 @@ async def test_a_lowered_budget_rises_again(bench: Bench, monkeypatch: pytest.Mo
     bench.thread.add(Lane.BULK, [entry([10] * 10)])
     bench.thread.start()
     await bench.came(1)
-    lowered = bench.queue.budget
+    lowered = bench.queue.budget.now
     for number in range(12):
         bench.thread.add(Lane.BULK, [entry([10], number=number + 1)])
         await bench.came(number + 2)
-    assert lowered < bench.queue.budget == 100
+    assert lowered < bench.queue.budget.now == 100
 
 
 async def test_a_row_that_does_not_fit_says_nothing_of_the_budget(bench: Bench) -> None:
@@ -134,7 +136,7 @@ async def test_a_row_that_does_not_fit_says_nothing_of_the_budget(bench: Bench) 
     bench.thread.add(Lane.BULK, [entry([90])])
     bench.thread.start()
     await bench.came(1)
-    assert bench.queue.budget == 100
+    assert bench.queue.budget.now == 100
 
 
 async def test_suspects_run_before_all_others_and_with_none_of_them(bench: Bench) -> None:
@@ -159,6 +161,26 @@ async def test_a_suspect_alone_runs_row_by_row_each_noted_first(bench: Bench) ->
     assert [[row for _, row in batch] for batch in bench.batches] == [[0], [2], [3], [1]]
     assert noted == [[0], [0, 2], [0, 2, 3], [0, 2, 3, 1]]
     assert bench.news[-1] is trial
+
+
+@pytest.mark.parametrize("apart", [True, False])
+async def test_suspects_do_not_tell_what_the_device_gets_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, apart: bool
+) -> None:
+    """However much waits behind them: by so small batches callers would be refused."""
+    monkeypatch.setattr(paces, "_WINDOW_S", 0.0)  # any stretch of unbroken work tells
+    rates: list[float] = []
+    bench.device.before = lambda _: rates.append(bench.pace.tokens_per_s())
+    for number in range(3):
+        if apart:
+            bench.thread.try_apart(Attempt([entry([10], number=number)]))
+        else:
+            bench.thread.add(Lane.INTERACTIVE, [entry([100], number=number)])
+    bench.thread.add(Lane.BULK, [entry([100] * 3, number=3)])
+    bench.thread.start()
+    await bench.came(9 if apart else 6)
+    assert rates[0] == 0
+    assert (rates[2] == 0) is apart
 
 
 async def test_trials_with_nothing_to_run_take_no_place(bench: Bench) -> None:

@@ -94,9 +94,9 @@ def test_a_half_format_is_compared_with_float32(tiny_bert: Callable[..., Path]) 
 def test_a_half_format_that_loses_too_much(tiny_bert: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Model.forward
 
-    def rough(self: Model, *batch: Any) -> tuple[Tensor, Tensor]:
-        hidden, mask = forward(self, *batch)
-        return (hidden.round() if self.dtype == "bfloat16" else hidden), mask
+    def rough(self: Model, *batch: Any) -> Tensor:
+        hidden = forward(self, *batch)
+        return hidden.round() if self.dtype == "bfloat16" else hidden
 
     monkeypatch.setattr(Model, "forward", rough)
     found = examined(tiny_bert("mean"), dtype=Dtype.BFLOAT16)
@@ -119,11 +119,9 @@ def test_a_vector_that_is_not_finite(tiny_bert: Callable[..., Path]) -> None:
 def test_batches_that_change_vectors(tiny_bert: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Model.forward
 
-    def leaking(
-        self: Model, ids: NDArray[np.integer], lengths: NDArray[np.integer], *others: Any
-    ) -> tuple[Tensor, Tensor]:
-        hidden, mask = forward(self, ids, lengths, *others)
-        return hidden + 1e-3 * (len(lengths) - 1) * hidden.roll(1, -1), mask
+    def leaking(self: Model, ids: NDArray[np.integer], lengths: NDArray[np.integer], *others: Any) -> Tensor:
+        hidden = forward(self, ids, lengths, *others)
+        return hidden + 1e-3 * (len(lengths) - 1) * hidden.roll(1, -1)
 
     monkeypatch.setattr(Model, "forward", leaking)
     failed = check(examined(tiny_bert("mean")), "alone and together")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from embedstream.consumer import isolation
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.cost import CostModel
 from embedstream.consumer.faults import BrokenDevice, Fault
 from embedstream.consumer.isolation import Failure, Piece
 from embedstream.consumer.outcome import Embedded
@@ -78,6 +79,17 @@ def test_a_batch_too_large_for_the_memory_runs_in_halves() -> None:
     assert told == [130, 70, 60]
     assert [piece.batch.n_rows for piece in pieces] == [4, 3, 3, 3]
     assert [row for piece in pieces for row in rows(piece.batch)] == rows(whole)
+
+
+def test_without_padding_what_is_too_large_is_halved_by_cost() -> None:
+    whole = batch_of(entry([100, *[10] * 10]), costs=CostModel(fills_up=False))
+
+    def before(batch: MicroBatch) -> None:
+        if batch.cost > 100:
+            raise MemoryError
+
+    pieces = list(isolation.run(whole, Device(before).embed, no_complaint_of_memory))
+    assert [piece.batch.lengths.tolist() for piece in pieces] == [[100], [10] * 10]
 
 
 def test_a_row_too_large_for_the_memory_fails_alone() -> None:

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from embedstream.consumer import backbone
-from embedstream.consumer import model as models
-from embedstream.consumer.device import choose_device, choose_dtype, thread_count
+from embedstream.consumer import backbone, loading
+from embedstream.consumer.device import choose_device
 from embedstream.consumer.model import Model
 from embedstream.consumer.pooling import cut_and_normalize, pool
 from embedstream.shared.cards import ModelCard
@@ -57,9 +56,13 @@ def settings(model: Path | str, **others: Any) -> Settings:
 
 def embed(model: Model, texts: Sequence[str]) -> NDArray[np.float32]:
     tokens = model.tokenizer.encode(texts, truncate_to=model.recipe.max_length)
-    vectors = pool(model.recipe.pooling, *model.forward(tokens.ids, tokens.lengths))
+    vectors = pool(model.recipe.pooling, model.forward(tokens.ids, tokens.lengths), as_tensor(tokens.lengths))
     array: NDArray[np.float32] = cut_and_normalize(vectors, None, model.recipe.normalize).numpy()
     return array
+
+
+def as_tensor(lengths: NDArray[np.integer]) -> torch.Tensor:
+    return torch.from_numpy(lengths.astype(np.int64))
 
 
 def reference(path: Path, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -124,19 +127,19 @@ def test_what_sentence_transformers_saves_again_gives_the_same_vectors(tiny_bert
 def test_all_gives_each_tokens_hidden_state(tiny_bert: MakeModel) -> None:
     model = Model.load(settings(tiny_bert(), pooling=PoolingName.ALL))
     tokens = model.tokenizer.encode(["queue", "the queue"])
-    hidden, mask = model.forward(tokens.ids, tokens.lengths)
-    rows = pool(model.recipe.pooling, hidden, mask)
+    hidden = model.forward(tokens.ids, tokens.lengths)
+    rows = pool(model.recipe.pooling, hidden, as_tensor(tokens.lengths))
     assert rows.shape == (3 + 4, 32)
-    torch.testing.assert_close(rows[:3], hidden[0, :3])
+    torch.testing.assert_close(rows, hidden)
 
 
 def test_forward_takes_the_ids_of_a_job(tiny_bert: MakeModel) -> None:
     model = Model.load(settings(tiny_bert()))
     ids, lengths = np.array([2, 7, 3, 2, 8, 9, 3], "<u2"), np.array([3, 4], "<u4")
-    hidden, mask = model.forward(ids, lengths)
-    assert hidden.shape == (2, 4, 32)
-    assert mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    torch.testing.assert_close(hidden[0, :3], model.forward(ids[:3], lengths[:1])[0][0])
+    hidden = model.forward(ids, lengths)
+    assert hidden.shape == (7, 32)
+    torch.testing.assert_close(hidden[:3], model.forward(ids[:3], lengths[:1]))
+    torch.testing.assert_close(hidden[3:], model.forward(ids[3:], lengths[1:]))
 
 
 def test_bfloat16_stays_close(tiny_bert: MakeModel) -> None:
@@ -346,7 +349,7 @@ def test_a_pooler_without_weights_does_no_harm(tiny_bert: MakeModel, monkeypatch
 
 
 def test_vectors_of_another_size_than_the_files_say(tiny_bert: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "read_recipe", lambda *files: replace(read_recipe(*files), dimension=64))
+    monkeypatch.setattr(loading, "read_recipe", lambda *files: replace(read_recipe(*files), dimension=64))
     with pytest.raises(ModelLoadError, match="vectors of 32 components, its files say 64"):
         Model.load(settings(tiny_bert()))
 
@@ -369,103 +372,7 @@ def test_loading_prints_nothing(tiny_bert: MakeModel) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("features", "expected"),
-    [
-        ({"_is_amx_tile_supported": True}, (torch.bfloat16, "CPU with AMX")),
-        ({"_is_avx512_bf16_supported": True}, (torch.bfloat16, "CPU with AVX512-BF16")),
-        ({}, (torch.float32, "CPU without AMX or AVX512-BF16")),
-    ],
-)
-def test_auto_dtype_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], expected: tuple[torch.dtype, str]
-) -> None:
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda name=name: features.get(name, False), raising=False)
-    assert choose_dtype(Dtype.AUTO, torch.device("cpu"), {}) == expected
-
-
-def test_auto_dtype_without_torchs_private_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.delattr(torch.cpu, name, raising=False)
-    assert choose_dtype(Dtype.AUTO, torch.device("cpu"), {})[0] is torch.float32
-
-
-@pytest.mark.parametrize("kind", ["deberta", "mobilebert"])
-def test_auto_dtype_of_a_model_that_needs_float32(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    for device in ("cpu", "cuda"):
-        dtype, reason = choose_dtype(Dtype.AUTO, torch.device(device), {"model_type": kind})
-        assert (dtype, reason.partition(",")[0]) == (torch.float32, kind)
-
-
-def test_auto_dtype_elsewhere() -> None:
-    assert choose_dtype(Dtype.AUTO, torch.device("mps"), {})[0] is torch.float32
-    assert choose_dtype(Dtype.FLOAT16, torch.device("cpu"), {}) == (torch.float16, "asked for")
-
-
-@pytest.mark.parametrize(
-    ("config", "there", "elsewhere"),
-    [
-        ({"model_type": "bert", "torch_dtype": "float32"}, torch.float16, torch.float16),
-        ({"model_type": "qwen3", "torch_dtype": "bfloat16"}, torch.bfloat16, torch.float16),
-        ({"model_type": "qwen3", "text_config": {"dtype": "bfloat16"}}, torch.bfloat16, torch.float16),
-        ({"model_type": "gemma3_text", "dtype": "float32"}, torch.bfloat16, torch.float32),
-        ({"model_type": ["odd"], "dtype": {}}, torch.float16, torch.float16),
-    ],
-)
-def test_auto_dtype_on_cuda(
-    monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], there: torch.dtype, elsewhere: torch.dtype
-) -> None:
-    for has_bfloat16, expected in ((True, there), (False, elsewhere)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bfloat16: has)
-        assert choose_dtype(Dtype.AUTO, torch.device("cuda"), config)[0] is expected
-
-
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
 def test_a_device_that_is_not_there(name: str) -> None:
     with pytest.raises(ModelLoadError, match=f"the device '{name}' cannot be used"):
         choose_device(name)
-
-
-def test_threads_are_shared_between_the_consumers() -> None:
-    assert thread_count(Settings(threads=3, consumers=7)) == 3
-    assert thread_count(Settings(consumers=256)) == 1
-    assert thread_count(Settings(consumers=0)) >= 1
-
-
-@pytest.fixture
-def forward_in_little_memory(minilm: Model, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, str], None]:
-    """Lets the forward pass of more than so many rows fail with some words."""
-
-    def limit(most: int, words: str) -> None:
-        forward = minilm.forward
-
-        def limited(ids: NDArray[Any], lengths: NDArray[Any], adapter: str = "") -> tuple[torch.Tensor, torch.Tensor]:
-            if len(lengths) > most:
-                raise RuntimeError(words)
-            return forward(ids, lengths, adapter)
-
-        monkeypatch.setattr(minilm, "forward", limited)
-
-    return limit
-
-
-def test_a_first_batch_above_the_memory_is_no_reason_not_to_serve(
-    minilm: Model, forward_in_little_memory: Callable[[int, str], None]
-) -> None:
-    forward_in_little_memory(1, "CUDA error: out of memory")
-    seen: list[tuple[int, int]] = []
-    with structlog.testing.capture_logs() as lines:
-        minilm.time_batches(4096, lambda cost, tokens, seconds: seen.append((cost, tokens)))
-    assert seen == [(64, 64)]
-    assert [(line["event"], line["tokens"]) for line in lines] == [("model.batch_too_large", 1024)]
-
-
-@pytest.mark.parametrize(("most", "words"), [(0, "out of memory"), (1, "a defect")])
-def test_what_else_fails_at_first_is_told(
-    minilm: Model, forward_in_little_memory: Callable[[int, str], None], most: int, words: str
-) -> None:
-    forward_in_little_memory(most, words)
-    with pytest.raises(RuntimeError, match=words):
-        minilm.time_batches(4096, lambda *_: None)

@@ -72,6 +72,16 @@ def test_the_rate_is_predicted_for_full_batches_until_it_is_measured() -> None:
     assert pace.tokens_per_s() == pytest.approx(3000)  # what lies between the batches counts
 
 
+def test_small_batches_do_not_tell_what_full_ones_do() -> None:
+    """A pass that takes 0.15 s for anything: 20 tokens in it do not mean 133 a second."""
+    pace = Pace(1000)
+    for _ in range(20):
+        pace.observe(20, 20, 0.15)
+    assert pace.tokens_per_s() == 0
+    pace.observe(600, 600, 0.15)
+    assert pace.tokens_per_s() == pytest.approx(600 / 0.15)
+
+
 def test_only_unbroken_work_tells_a_rate() -> None:
     pace = Pace(1000)
     pace.observe(1000, 1000, 0.1)

@@ -17,6 +17,7 @@ import torch
 from redis.asyncio import Redis
 
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.budget import Budget
 from embedstream.consumer.embedder import Embedder
 from embedstream.consumer.heartbeat import Heartbeat
 from embedstream.consumer.model import Model
@@ -69,9 +70,11 @@ async def serving(
     clients = Clients(connect(url), connect_reader(url), connect_reader(url))
     watchdog, pace = Watchdog(10), Pace(budget)
     heartbeat = Heartbeat(url, keys, model.card, said, 100, 2000, watchdog, pace.tokens_per_s)
-    limits = Limits(budget, drain_timeout_s, **changes)
+    limits = Limits(drain_timeout_s, **changes)
     worker = Worker(
-        model.card, model.tokenizer, Embedder(model), clients, keys, name, heartbeat, watchdog, pace, limits
+        *(model.card, model.tokenizer, Embedder(model), clients, keys, name, heartbeat, watchdog, pace),
+        Budget(budget),
+        limits,
     )
     task = asyncio.create_task(worker.run())
     try:
@@ -299,7 +302,7 @@ async def test_a_device_thread_that_dies_ends_the_worker(
     load: Callable[..., Model], settings: Settings, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A consumer that answers nothing must not look alive."""
-    monkeypatch.setattr(RowQueue, "take", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+    monkeypatch.setattr(RowQueue, "take", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
 
     async def serve_until_it_ends() -> None:
         async with serving(load(), redis_url, keys) as worker, asyncio.timeout(20):

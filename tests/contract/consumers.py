@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.budget import Budget
 from embedstream.consumer.embedder import Embedder
 from embedstream.consumer.model import Model
 from embedstream.consumer.outcome import Embedded, RowVectors
@@ -81,7 +82,7 @@ async def _serve_all(url: str, folder: Path, tokenizer_json: str) -> None:
             loaded, pace = Model.load(settings), Pace(_BUDGET)
             pace.observe(_BUDGET, _BUDGET, 0.05)  # else the first batch may take as long as it likes
             device = Faulty(loaded) if model.faults else Embedder(loaded)
-            served = Served(loaded.card, loaded.tokenizer, device, loaded.dtype, "cpu", _BUDGET, pace)
+            served = Served(loaded.card, loaded.tokenizer, device, loaded.dtype, "cpu", Budget(_BUDGET), pace)
             group.create_task(serve(settings, url, served, new_name()))
 
 

@@ -21,6 +21,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.budget import Budget
 from embedstream.consumer.outcome import Embedded, RowVectors
 from embedstream.consumer.pace import Pace
 from embedstream.consumer.service import Served, new_name, serve
@@ -82,7 +83,7 @@ def main() -> int:
         return exits.FINAL
     made = card()
     tokenizer = TextTokenizer(made.tokenizer, made.recipe)
-    served = Served(made, tokenizer, FakeDevice(), "float32", "fake", _BUDGET, Pace(_BUDGET))
+    served = Served(made, tokenizer, FakeDevice(), "float32", "fake", Budget(_BUDGET), Pace(_BUDGET))
     asyncio.run(serve(settings, settings.redis_url or "", served, new_name()))
     return exits.OK
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-_KEPT = ("EMBEDSTREAM_", "OMP_", "PROMETHEUS_")
+_KEPT = ("CUDA_", "EMBEDSTREAM_", "OMP_", "PROMETHEUS_")
 
 
 def main() -> None:

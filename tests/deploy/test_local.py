@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from embedstream.consumer.cpu import thread_count
 from embedstream.deploy import tending
-from embedstream.deploy.limits import available_cores
 from embedstream.shared import runfile
 from embedstream.shared.processes import Identity, identity_of
-from embedstream.shared.settings import Role
+from embedstream.shared.settings import Role, Settings
 
 DEADLINE_S = 30.0
 
@@ -163,7 +163,7 @@ def test_the_children_get_the_settings_but_no_key_on_a_command_line(start: Start
             assert given["EMBEDSTREAM_PORT"] == str(serve.run.port)
             assert "EMBEDSTREAM_PROT" not in given
             if role == "consumer":
-                threads = str(max(1, available_cores() // 2))
+                threads = str(thread_count(Settings(consumers=2)))
                 assert given["EMBEDSTREAM_THREADS"] == given["OMP_NUM_THREADS"] == threads
             line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             assert role.encode() in line
@@ -356,6 +356,22 @@ def test_all_consumers_final_ends_serve(start: Starter) -> None:
 def test_without_consumers_serve_waits_for_others(start: Starter) -> None:
     serve = start("--consumers", "0")
     assert "0 consumers" in "\n".join(serve.read_ready_block())
+
+
+def test_each_gpu_gets_a_consumer(start: Starter, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: One (UUID: GPU-aa)'\necho 'GPU 1: Another (UUID: GPU-bb)'\n")
+    program.chmod(0o755)
+    build = tmp_path / "torch-2.13.0.dist-info"  # one without CUDA is installed here
+    build.mkdir()
+    (build / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.13.0\n")
+
+    serve = start("--consumers", "auto", PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHONPATH=str(tmp_path))
+
+    assert "2 consumers" in "\n".join(serve.read_ready_block())
+    wait_for(lambda: len(serve.pids("consumer")) == 2, "both processes")
+    assert {given["CUDA_VISIBLE_DEVICES"] for given in serve.given("consumer")} == {"GPU-aa", "GPU-bb"}
+    assert "consumers.placed" in serve.errors
 
 
 def test_a_taken_port_is_one_line(start: Starter) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import numpy as np
 
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.budget import Budget
 from embedstream.consumer.outcome import Embedded, RowVectors
 from embedstream.consumer.pace import Pace
 from embedstream.consumer.service import Served, serve
@@ -68,7 +69,7 @@ def main() -> None:
     logs.configure(settings, "consumer")
     made = card(options.revision)
     tokenizer = TextTokenizer(made.tokenizer, made.recipe)
-    served = Served(made, tokenizer, WideDevice(), "float32", "wide", _BUDGET, Pace(_BUDGET))
+    served = Served(made, tokenizer, WideDevice(), "float32", "wide", Budget(_BUDGET), Pace(_BUDGET))
     asyncio.run(serve(settings, settings.redis_url or "", served, options.name))
 
 

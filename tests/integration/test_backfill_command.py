@@ -48,6 +48,12 @@ def rows(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def _no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag of consumers that a test has not set itself is complained of where none is started."""
+    monkeypatch.delenv("EMBEDSTREAM_MEASURE_MS")
+
+
 def backfill(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "embedstream.deploy", "backfill", *map(str, arguments)],
@@ -86,6 +92,7 @@ def test_alone_it_makes_the_vectors_of_the_api(rows: Path, tmp_path: Path, servi
     assert np.abs(vectors_in(out, NAMES) - serving.embed(TEXTS)).max() <= TOLERANCE
 
 
+@pytest.mark.usefixtures("_no_flags")
 def test_beside_a_server_it_joins_it(rows: Path, tmp_path: Path, serving: Serving) -> None:
     out = tmp_path / "one.parquet"
     flags = ["--text-column", "name", "--text-column", "body", "--template", "{name}: {body}", "--id-column", "name"]
@@ -109,6 +116,7 @@ def test_beside_a_server_it_joins_it(rows: Path, tmp_path: Path, serving: Servin
 
 
 @pytest.mark.usefixtures("same_logging")
+@pytest.mark.usefixtures("_no_flags")
 def test_mistakes_are_one_line(rows: Path, tmp_path: Path, serving: Serving) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()

@@ -17,7 +17,7 @@ from redis import Redis
 
 from embedstream.shared import load_failures
 
-DEADLINE_S = 60.0
+DEADLINE_S = 150.0
 
 pytestmark = pytest.mark.integration
 

@@ -53,6 +53,7 @@ class Family:
         feels_padding: whether hidden states of tokens hang on what follows the text in its batch.
         only_tokenizer: whether its processor, which reads images too, needs packages that texts do not.
         model: class of the model, where it is not that of AutoModel.
+        packs: whether its batches are computed without padding.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Family:
     feels_padding: bool = False
     only_tokenizer: bool = False
     model: type[PreTrainedModel] | None = None
+    packs: bool = True
 
     @property
     def model_type(self) -> str:
@@ -89,11 +91,18 @@ class Family:
         return made
 
 
+def batches_of(family: Family) -> str:
+    """How its batches are computed, as docs/models.md has it."""
+    if family.packs:
+        return "packed"
+    return "equal lengths" if family.feels_padding else "padded"
+
+
 FAMILIES = (
     Family("BERT", transformers.BertConfig, vocabularies.bert, _ENCODER),
     Family("RoBERTa", transformers.RobertaConfig, vocabularies.roberta, {**_ENCODER, "type_vocab_size": 1}),
     Family("XLM-RoBERTa", transformers.XLMRobertaConfig, vocabularies.xlm_roberta, {**_ENCODER, "type_vocab_size": 1}),
-    Family("MPNet", transformers.MPNetConfig, vocabularies.mpnet, _ENCODER),
+    Family("MPNet", transformers.MPNetConfig, vocabularies.mpnet, _ENCODER, packs=False),
     Family(
         "DistilBERT",
         transformers.DistilBertConfig,
@@ -108,6 +117,7 @@ FAMILIES = (
         transformers.DebertaV2Config,
         vocabularies.deberta_v2,
         {**_ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "conv_kernel_size": 3},
+        packs=False,
     ),
     Family(
         "DeBERTa v3",
@@ -124,12 +134,14 @@ FAMILIES = (
             "position_biased_input": False,
             "type_vocab_size": 0,
         },
+        packs=False,
     ),
     Family(
         "DeBERTa",
         transformers.DebertaConfig,
         vocabularies.roberta,
         {**_ENCODER, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0},
+        packs=False,
     ),
     Family("ERNIE", transformers.ErnieConfig, vocabularies.bert, _ENCODER),
     Family(
@@ -138,6 +150,7 @@ FAMILIES = (
         vocabularies.bert,
         {**_ENCODER, "embedding_size": 16, "true_hidden_size": 16, "intra_bottleneck_size": 16},
         feels_padding=True,
+        packs=False,
     ),
     Family(
         "RoBERTa, norm before layers",
@@ -159,6 +172,7 @@ FAMILIES = (
         transformers.LongformerConfig,
         vocabularies.roberta,
         {**_ENCODER, "type_vocab_size": 1, "attention_window": [WINDOW, WINDOW], "max_position_embeddings": 128},
+        packs=False,
     ),
     Family(
         "ModernBERT",
@@ -225,7 +239,7 @@ FAMILIES = (
     ),
     Family("Phi-3", transformers.Phi3Config, vocabularies.llama, _DECODER),
     Family("GPT-2", transformers.GPT2Config, vocabularies.qwen2, _GPT),
-    Family("GPT-J", transformers.GPTJConfig, vocabularies.qwen2, {**_GPT, "rotary_dim": 4}),
+    Family("GPT-J", transformers.GPTJConfig, vocabularies.qwen2, {**_GPT, "rotary_dim": 4}, packs=False),
     Family(
         "GPT-Neo, sliding window",
         transformers.GPTNeoConfig,
@@ -239,6 +253,7 @@ FAMILIES = (
             "attention_types": [[["global", "local"], 1]],
             "window_size": WINDOW,
         },
+        packs=False,
     ),
     Family("GPT-NeoX", transformers.GPTNeoXConfig, vocabularies.qwen2, _ENCODER),
     Family(
@@ -262,6 +277,7 @@ FAMILIES = (
         vocabularies.t5,
         _T5,
         model=transformers.T5ForConditionalGeneration,
+        packs=False,
     ),
     Family(
         "mT5, encoder",
@@ -269,6 +285,7 @@ FAMILIES = (
         vocabularies.t5,
         _T5,
         model=transformers.MT5EncoderModel,
+        packs=False,
     ),
     Family(
         "umT5, encoder",
@@ -276,5 +293,6 @@ FAMILIES = (
         vocabularies.t5,
         _T5,
         model=transformers.UMT5EncoderModel,
+        packs=False,
     ),
 )

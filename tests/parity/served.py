@@ -36,8 +36,13 @@ def settings(path: Path) -> Settings:
 
 def ours(model: Model, texts: Sequence[str], pooling: tuple[Pooling, ...]) -> Vectors:
     """What the consumer makes of some texts, all of them in one batch."""
-    model.card = replace(model.card, recipe=replace(model.recipe, pooling=pooling))
     tokens = model.tokenizer.encode(texts, truncate_to=model.recipe.max_length)
+    return ours_of_tokens(model, tokens, pooling)
+
+
+def ours_of_tokens(model: Model, tokens: Tokens, pooling: tuple[Pooling, ...]) -> Vectors:
+    """What the consumer makes of some token ids, all of them in one batch."""
+    model.card = replace(model.card, recipe=replace(model.recipe, pooling=pooling))
     batch = _batch(tokens, VectorOptions(normalize=False, per_token=pooling == (Pooling.ALL,)))
     (group,) = Embedder(model).embed(batch).groups
     return list(group.vectors) if group.bounds is None else np.split(group.vectors, group.bounds[1:-1])

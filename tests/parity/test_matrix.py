@@ -17,11 +17,14 @@ from embedstream.shared.recipe import Pooling
 from embedstream.shared.recipe_files import read_recipe
 
 from . import layout, served
-from .families import FAMILIES, Family
+from .edges import error_at_edges
+from .families import FAMILIES, Family, batches_of
 from .report import EACH_TOKEN, MODES, PROPERTY, SEVERAL, row
 from .texts import TEXTS
 
 TOLERANCE = 1e-5
+BATCHES = {"bert": "packed", "packed": "packed", "equal lengths": "equal lengths"}
+"""Of encoders that fill nothing up."""
 TOGETHER = ("weightedmean", "cls", "max")
 
 
@@ -32,8 +35,10 @@ async def test_matrix(
     path = layout.write(family, tmp_path)
     with structlog.testing.capture_logs() as logs:
         model, reference = Model.load(served.settings(path)), layout.read(family, path)
-    warned = [entry["event"] for entry in logs if entry["log_level"] != "info"]
+    warned = [entry["event"] for entry in logs if entry["log_level"] not in ("debug", "info")]
     assert warned == (["model.feels_padding"] if family.feels_padding else [])
+    assert ("padded" if model.encoder.fills_up else BATCHES[model.encoder.name]) == batches_of(family), logs
+    assert error_at_edges(model, reference) <= TOLERANCE
     lengths = model.tokenizer.encode(TEXTS, truncate_to=model.recipe.max_length).lengths
     assert lengths.max() == model.recipe.max_length == reference.max_seq_length
     assert len(set(lengths.tolist())) > len(TEXTS) / 2
@@ -57,5 +62,5 @@ async def test_matrix(
     errors[SEVERAL] = error(TOGETHER, expected(TOGETHER))
     each_token = served.theirs(reference, TEXTS, "token_embeddings")
     errors[EACH_TOKEN] = served.error(served.ours(model, TEXTS, (Pooling.ALL,)), each_token)
-    record_property(PROPERTY, row(family.name, family.model_type, errors))
+    record_property(PROPERTY, row(family.name, family.model_type, batches_of(family), errors))
     assert max(errors.values()) <= TOLERANCE, errors

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from embedstream.shared.architectures import MODEL_TYPES
 
-from .families import FAMILIES
+from .families import FAMILIES, batches_of
 from .report import families_on_the_page
 
 
 def test_the_page_lists_every_family() -> None:
-    expected = [(family.name, family.model_type) for family in FAMILIES]
+    expected = [(family.name, family.model_type, batches_of(family)) for family in FAMILIES]
     assert families_on_the_page() == expected, "make parity-table writes it anew"
 
 

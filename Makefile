@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 SETUP := pyproject.toml constraints.txt Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check unit chaos fuzz test-clients quality quality-mpnet precision format parity-table settings-page clean
+.PHONY: help run test check unit test-gpu chaos fuzz test-clients quality quality-mpnet precision bench-engine bench-cpu profile-batch format parity-table settings-page clean
 
 help:  ## show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -25,11 +25,15 @@ check: .venv/installed-dev  ## the quick checks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Many tests wait for processes of theirs: even on two cores three files at a time are faster than one.
+# Many tests wait for processes of theirs: even on two cores three files at a time are faster than one. They begin in the
+# order of tests/conftest.py, not by the number of their tests.
 unit: .venv/installed-dev  ## pytest alone; flags: make unit ARGS="-k batching"
-	$(BIN)/pytest -n 3 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-chaos: .venv/installed-dev  ## kill, stall and flood a whole deployment and its backfills, about 6 minutes; flags: make chaos ARGS="-k test_03"
+test-gpu: .venv/installed-dev  ## the CUDA paths on this machine's GPU, about 2 minutes; without one it says so
+	$(BIN)/pytest tests/gpu -rs $(ARGS)
+
+chaos: .venv/installed-dev  ## kill, stall and flood a whole deployment and its backfills, about 7 minutes; flags: make chaos ARGS="-k test_03"
 	$(BIN)/pytest tests/chaos -m chaos -n 6 --dist worksteal -o faulthandler_timeout=400 $(ARGS)
 
 test-clients: .venv/installed-dev .venv-clients/installed  ## real client packages against a real server; flags: make test-clients ARGS="-k litellm"
@@ -52,6 +56,15 @@ build/all-mpnet-base-v2/embedstream-model.json: | .venv/installed
 precision: .venv/installed-dev  ## measure half formats and write the tables of docs/models.md, some minutes
 	$(BIN)/python bench/precision.py --write $(ARGS)
 
+bench-cpu: .venv/installed  ## threads, waiting and memory of a consumer beside an API, about 4 minutes
+	$(BIN)/python bench/cpu.py --write $(ARGS)
+
+bench-engine: .venv/installed-dev .venv-bench/installed  ## our engine beside sentence-transformers and OpenVINO, 8 minutes; writes docs/performance.md
+	.venv-bench/bin/python bench/engine.py --write $(ARGS)
+
+profile-batch: .venv/installed-dev  ## where the time of one batch goes; writes docs/performance.md
+	$(BIN)/python bench/profile_batch.py --write $(ARGS)
+
 format: .venv/installed-dev  ## bring the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -63,7 +76,7 @@ settings-page: .venv/installed  ## write the table of docs/settings.md from the 
 	$(BIN)/python -m embedstream.shared.settings_page docs/settings.md
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-clients build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-clients .venv-bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 # A stamp is written last, so that an installation that broke off is taken up again.
 .venv/installed: $(SETUP)
@@ -84,4 +97,14 @@ clean:  ## remove what the other targets made
 	@echo "Installing the clients into .venv-clients …"
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+# It sees all of .venv through a .pth file: both sides run with the same torch, and no package is installed twice.
+.venv-bench/installed: bench/requirements.txt .venv/installed-dev
+	@echo "Installing what the engine is compared with into .venv-bench …"
+	@test -x .venv-bench/bin/python || $(BIN)/python -m venv .venv-bench
+	@.venv-bench/bin/python -c 'import pathlib, sys, sysconfig; \
+	  pathlib.Path(sysconfig.get_path("purelib"), "project.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+	  "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@.venv-bench/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@

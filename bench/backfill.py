@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,13 +22,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from machine import setting
 from null_consumer import DIMENSION, MARKS, card
 
 from embedstream.deploy.embedded import EmbeddedServer
@@ -253,18 +252,6 @@ def passages(options: argparse.Namespace) -> Iterator[str]:
     yield f"\nMedian ratio {statistics.median(ratios):.3f}; components of the vectors differ by {apart:.1e} at most."
 
 
-def setting() -> str:
-    """Where it was measured."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "pyarrow", "redis", "tokenizers"))
-    return (
-        f"{date.today():%Y-%m-%d}, {os.cpu_count()} cores of {cpu}, load {os.getloadavg()[0]:.1f} before; {versions}."
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("null", "passages"))
@@ -276,7 +263,7 @@ def main() -> None:
     if options.what == "passages" and options.file is None:
         parser.error("passages needs --file")
     options.rows = options.rows or (1_000_000 if options.what == "null" else 20_000)
-    lines = [setting(), ""]
+    lines = [setting(("torch", "pyarrow", "redis", "tokenizers")), ""]
     print(lines[0] + "\n")
     for line in (null if options.what == "null" else passages)(options):
         print(line, flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from embedstream.consumer.device import batch_budget
+from embedstream.consumer.capacity import find_capacity
 from embedstream.consumer.direct import Direct
 from embedstream.consumer.model import Model
 from embedstream.shared.settings import Settings
@@ -24,7 +24,7 @@ def main() -> None:
     source, vectors_to, window = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     settings = Settings()
     model = Model.load(settings)
-    direct = Direct(model, batch_budget(settings, model.device))
+    direct = Direct(model, find_capacity(model, settings).budget)
     texts = pq.read_table(source, columns=["text"]).column("text").to_pylist()
     direct.embed(texts[:256])
     print("ready", flush=True)

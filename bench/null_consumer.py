@@ -11,6 +11,7 @@ import asyncio
 import numpy as np
 
 from embedstream.consumer.batching import MicroBatch
+from embedstream.consumer.budget import Budget
 from embedstream.consumer.outcome import Embedded, RowVectors
 from embedstream.consumer.pace import Pace
 from embedstream.consumer.service import Served, new_name, serve
@@ -69,7 +70,7 @@ def main() -> None:
     logs.configure(settings, "consumer")
     made = card()
     tokenizer = TextTokenizer(made.tokenizer, made.recipe)
-    served = Served(made, tokenizer, NullModel(), "float32", "null", BUDGET, Pace(BUDGET))
+    served = Served(made, tokenizer, NullModel(), "float32", "null", Budget(BUDGET), Pace(BUDGET))
     asyncio.run(serve(settings, settings.redis_url or "", served, new_name()))
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
@@ -20,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tables import put_between_marks, table
 
 from embedstream.consumer.agreement import agreement
-from embedstream.consumer.device import batch_budget, bfloat16_feature
+from embedstream.consumer.device import batch_budget
 from embedstream.consumer.direct import Direct
+from embedstream.consumer.formats import bfloat16_feature
 from embedstream.consumer.model import Model
 from embedstream.consumer.probe_texts import SHORT
 from embedstream.shared.recipe import Pooling
@@ -75,14 +76,6 @@ def kept(found: NDArray[np.int64], exact: NDArray[np.int64]) -> list[str]:
     same = np.mean(found[:, 0] == exact[:, 0])
     shared = np.mean([len({*one} & {*other}) for one, other in zip(found.tolist(), exact.tolist(), strict=True)]) / TOP
     return [f"{same:.1%}", f"{shared:.1%}"]
-
-
-def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    columns = list(head)
-    yield f"| {' | '.join(columns)} |"
-    yield f"| --- |{' ---: |' * (len(columns) - 1)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 def embedded(dtype: Dtype, options: argparse.Namespace) -> dict[str, Matrix]:
@@ -151,12 +144,7 @@ def write(lines: Sequence[str], where: str) -> None:
     text = "\n".join([where, "", *lines])
     results = ROOT / "bench" / "results" / f"{date.today():%Y-%m-%d}-precision.md"
     results.write_text(f"# Vectors in bfloat16 and float16 beside float32\n\n`make precision`\n\n{text}\n", "utf-8")
-    begin, end = "<!-- table: make precision -->", "<!-- end of precision -->"
-    page = PAGE.read_text("utf-8")
-    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not marked.search(page):
-        raise SystemExit(f"{PAGE} lacks the marks {begin} and {end}")
-    PAGE.write_text(marked.sub(lambda _: f"{begin}\n{text}\n{end}", page), "utf-8")
+    put_between_marks(PAGE, "table: make precision", "end of precision", text)
     print(f"\nwritten to {results} and {PAGE}")
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import cpu_name
 from numpy.typing import NDArray
 
 from embedstream.deploy.embedded import EmbeddedServer
@@ -133,13 +134,6 @@ def measure(url: str, number: int, target: Target, stsb: Path) -> Row:
     return Row(target, said.device, said.dtype, 100 * spearman(cosines, scores))
 
 
-def machine() -> str:
-    """The processor, by the name it gives itself."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def table(rows: Sequence[Row], pairs: int) -> str:
     """In Markdown, with what it was measured on."""
     today = datetime.now(UTC).date()
@@ -147,7 +141,7 @@ def table(rows: Sequence[Row], pairs: int) -> str:
     lines = [
         "# STSBenchmark, test set: Spearman's rank correlation of cosines, times 100",
         "",
-        f"{today}, `bench/quality.py`, {pairs} pairs through a consumer on {machine()}. Python",
+        f"{today}, `bench/quality.py`, {pairs} pairs through a consumer on {cpu_name()}. Python",
         f"{platform.python_version()}, {versions}. Published are the figures of the",
         f"MTEB leaderboard; more than {TOLERANCE} apart fails. What `auto` computes in depends on the processor.",
         "",

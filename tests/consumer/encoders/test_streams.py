@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +107,31 @@ def test_after_an_error_no_part_is_begun() -> None:
     assert len(encoder.rows) <= 2
 
 
+def test_streams_that_are_dropped_leave_no_weights_and_no_threads() -> None:
+    """As where vectors in a half format differ too much: there may be no room for two models."""
+    encoder = Each()
+    dropped, before = weakref.ref(encoder), {*threading.enumerate()}
+    running = Streams(encoder, 2, 4)
+    running(IDS, LENGTHS)
+    (thread,) = {*threading.enumerate()} - before
+    del running
+    del encoder
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert dropped() is None
+
+
+@pytest.mark.parametrize(("threads", "count", "share"), [(4, 4, 1), (16, 16, 1), (24, 12, 2), (31, 15, 2), (64, 16, 4)])
+def test_all_cores_are_used(threads: int, count: int, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_part_of_time", lambda *_: 0.5)
+    encoder = Each()
+    found = with_streams(encoder, Store(), threads, 512, measure=True)
+    assert found.name == f"each in {count} streams"
+    found(np.arange(8192), np.full(128, 64))
+    assert encoder.threads == {share}
+
+
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=200), st.integers(2, 16))
 def test_parts_hold_each_row_once_and_are_even(lengths: list[int], count: int) -> None:
     bounds = parts(np.array(lengths), count)
@@ -167,11 +194,25 @@ def test_measuring_runs_both_on_the_same_batch(max_length: int, rows: int) -> No
     assert sum(encoder.rows) == 2 * rows * len(whole)
 
 
-def test_what_takes_long_is_measured_in_two_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_ENOUGH_S", -1.0)
-    encoder = Each()
-    streams._part_of_time(encoder, Streams(encoder, 2, 4), 2, 16)
-    assert encoder.rows.count(192) == 3  # the first one warms up
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.05, 5), (0.45, 3), (2.1, 2), (3.0, 1)])
+def test_what_takes_long_is_measured_in_fewer_rounds(
+    seconds: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("embedstream.consumer.encoders.streams.time.perf_counter", lambda: now[0])
+
+    def of(seconds: float) -> Any:
+        calls: list[int] = []
+
+        def encoder(ids: Ids, lengths: Ids) -> None:
+            calls.append(len(lengths))
+            now[0] += seconds
+
+        return encoder, calls
+
+    (one, calls), (several, others) = of(seconds), of(seconds / 2)
+    assert streams._part_of_time(one, several, 2, 16) == pytest.approx(0.5)
+    assert len(calls) == len(others) == rounds
 
 
 @pytest.mark.parametrize(("slower", "expected"), [("one", 0.5), ("several", 2.0)])
@@ -180,7 +221,7 @@ def test_the_fastest_round_of_each_counts(slower: str, expected: float, monkeypa
     monkeypatch.setattr("embedstream.consumer.encoders.streams.time.perf_counter", lambda: now[0])
 
     def of(name: str) -> Any:
-        steps = iter([50.0, 9.0, 2.0 if name == slower else 1.0, 7.0, 7.0])
+        steps = iter([0.5, 9.0, 2.0 if name == slower else 1.0, 7.0, 7.0])
 
         def encoder(ids: Ids, lengths: Ids) -> None:
             now[0] += next(steps)

@@ -8,7 +8,7 @@ are kept, so only the first start of a model takes this time, and the first requ
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,10 @@ _COUNTED_SIZE = 1024
 """From so many tokens on, times tell one size from another, and attention from the rest."""
 _NO_FASTER = 2
 """After so many sizes in a row that were no faster than a smaller one, none is expected to be."""
+_BUSY = 1.5
+"""A size that takes so many times as long as the one of half its tokens keeps the device busy. One that takes about as
+long, as where kernels are launched more slowly than they run, says nothing about larger ones, however fast CUDA graphs
+have made smaller ones."""
 _LONG = 2
 """Sequences are long by so many times the typical length; a batch of them is expected to take as many times longer."""
 _CLOSE = 0.95
@@ -178,9 +182,10 @@ def measure(run: Runner, bounds: Bounds) -> Iterator[Run]:
         tokens = min(size, bounds.asked or size)
         if not _within(before, tokens, run.spent_s, bounds):
             return
-        yield (before := run(length, max(1, tokens // length)))
-        rate = before.tokens / before.seconds
-        no_faster = no_faster + 1 if size >= _COUNTED_SIZE and _CLOSE * rate <= best else 0
+        half, before = before, run(length, max(1, tokens // length))
+        yield before
+        rate, busy = before.tokens / before.seconds, before.seconds > _BUSY * half.seconds
+        no_faster = no_faster + 1 if size >= _COUNTED_SIZE and _CLOSE * rate <= best and busy else 0
         best = max(best, rate)
         if not before.fits or no_faster == _NO_FASTER:
             return
@@ -232,7 +237,8 @@ def _measured(timer: Timer, bounds: Bounds, measured: Measurements, *, fills_up:
     why = "nothing was measured"
     if bounds.time_s and not timer.disturbed:
         if all(run.fits for run in runs):  # else there may be more memory at the next start: another consumer had it
-            measured.put(_KEPT, {"for": bounds.kept_for, "runs": [[*astuple(run)] for run in runs]})
+            kept = {"for": bounds.kept_for, "memory_bytes": bounds.memory_bytes}
+            measured.put(_KEPT, {**kept, "runs": [[*astuple(run)] for run in runs]})
         return _believed(runs, bounds, "measured", fills_up=fills_up)
     if bounds.time_s:
         why = "other programs used the processor while it was measured"
@@ -297,13 +303,19 @@ def _ceilings(runs: list[Run], cost: Mapping[Run, int], bounds: Bounds, rate: fl
 
 
 def _kept(measured: Measurements, bounds: Bounds) -> list[Run] | None:
-    """The runs of an earlier start that was asked for the same; None where there was none such."""
+    """The runs of an earlier start that was asked for the same; None where there was none such.
+
+    Nor where it had no memory for larger batches, and now there is: another program may have held it.
+    """
     value: Any = measured.get(_KEPT)
     if not bounds.time_s or not isinstance(value, dict) or value.get("for") != bounds.kept_for:
         return None
     try:
         runs = [Run(*fields) for fields in value["runs"]]
+        then = replace(bounds, memory_bytes=value["memory_bytes"])
+        largest = max(runs, key=lambda run: run.tokens)
+        short_then, short_now = (_takes_too_much(largest, 2 * largest.tokens, those) for those in (then, bounds))
     except (KeyError, TypeError, ValueError) as error:
         log.warning("measured.ignored", name=_KEPT, reason=repr(error))
         return None
-    return runs or None
+    return None if short_then and not short_now else runs

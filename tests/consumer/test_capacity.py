@@ -15,7 +15,7 @@ from embedstream.consumer.capacity import Bounds, Capacity, costs_of, find_capac
 from embedstream.consumer.cost import CostModel
 from embedstream.consumer.measured import Conditions, Measured
 from embedstream.consumer.model import Model
-from embedstream.consumer.timing import Run, Timer
+from embedstream.consumer.timing import DeviceMemory, Run, Timer
 from embedstream.shared.settings import Dtype, Settings
 
 BOUNDS = Bounds("packed", 512, asked=0, default=4096, time_s=2.0, longest_s=1.0)
@@ -61,6 +61,26 @@ def test_batches_grow_until_they_are_no_faster() -> None:
     assert "no faster" in capacity.source
     sizes = [run.tokens for run in device.runs if run.length == 64]
     assert sizes == [128, 256, 512, 1024, 2048, 4096, 8192, 16384]
+
+
+@pytest.mark.parametrize(("launch_s", "rate", "kernels_s"), [(0.006, 900_000, 0.0006), (0.0015, 12_000_000, 0.00025)])
+def test_sizes_that_wait_for_their_launch_say_nothing_about_larger_ones(
+    launch_s: float, rate: float, kernels_s: float
+) -> None:
+    """On a GPU whose smaller sizes are launched at once, by graphs: the next ones are slower than these."""
+
+    class Launched(FakeDevice):
+        def __call__(self, length: int, rows: int) -> Run:
+            tokens = length * rows
+            busy_s = kernels_s + tokens / rate
+            seconds = busy_s if tokens <= 512 else max(launch_s, busy_s)
+            self.spent_s += seconds
+            self.runs.append(Run(length, rows, seconds))
+            return self.runs[-1]
+
+    capacity = found(Launched(), replace(BOUNDS, default=65_536))
+    assert capacity.budget / (capacity.pace().predict_s(capacity.budget) or 9) > 0.9 * rate
+    assert "no faster" in capacity.source
 
 
 def test_of_sizes_that_are_as_fast_the_smallest_is_taken() -> None:
@@ -188,6 +208,27 @@ def test_what_found_too_little_memory_once_is_tried_again(
     runs.clear()
     assert "too little memory" not in find_capacity(*load()).source
     assert runs
+
+
+def test_what_had_no_memory_once_is_measured_anew_when_there_is(
+    load: Callable[..., tuple[Model, Settings]], runs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program may have held it; and while it does, what was measured is good enough."""
+    free = [40_000_000]
+    monkeypatch.setattr(Timer, "_seconds", lambda self, length, rows: 0.01 + length * rows / 1_000_000)
+    monkeypatch.setattr(DeviceMemory, "free_bytes", lambda _: free[0])
+    monkeypatch.setattr(DeviceMemory, "peak_bytes", lambda _: runs[-1][0] * runs[-1][1] * 10_000)
+    assert "free memory" in find_capacity(*load(measure_ms=10_000)).source
+    runs.clear()
+    find_capacity(*load(measure_ms=10_000))
+    assert runs == []
+    free[0] = 40_000_000_000
+    assert "free memory" not in find_capacity(*load(measure_ms=10_000)).source
+    assert runs
+    runs.clear()
+    free[0] = 40_000_000
+    assert "free memory" in find_capacity(*load(measure_ms=10_000)).source  # by what was measured with plenty
+    assert runs == []
 
 
 @given(st.floats(100, 3000), st.floats(0.0001, 0.05), st.floats(5_000, 10**6))

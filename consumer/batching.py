@@ -81,6 +81,11 @@ class MicroBatch:
             _only_its_entries(self, slice(middle, None), slice(at, None)),
         )
 
+    def alone(self, place: int) -> MicroBatch:
+        """One of its rows."""
+        at = int(self.lengths[:place].sum())
+        return _only_its_entries(self, slice(place, place + 1), slice(at, at + int(self.lengths[place])))
+
 
 def _only_its_entries(batch: MicroBatch, rows: slice, tokens: slice) -> MicroBatch:
     owners, owner = np.unique(batch.owner[rows], return_inverse=True)

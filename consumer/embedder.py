@@ -31,6 +31,10 @@ _TORCH: dict[VectorType, torch.dtype] = {
 _Coming = Callable[[], RowVectors]
 """Waits for what is on its way from the device."""
 
+_MOST_AGAIN = 32
+"""Rows of a group that are computed once more. One bad row spoils fewer; a model that computes no numbers at all is not
+to take a pass for each row."""
+
 _E4M3_ROUNDS_DOWN = 464.0
 """Halfway between the largest number, 448, and the next there would be; to the even one of the two that is 448."""
 
@@ -71,11 +75,27 @@ class Embedder:
 
         def wait() -> Embedded:
             groups = [fetch() for fetch in coming]
-            # As long as the batch before was under way, this one only waited.
-            since_s, self._ended_s = max(started_s, self._ended_s), time.perf_counter()
+            since_s = max(started_s, self._ended_s)  # as long as the batch before was under way, this one only waited
+            if batch.n_rows > 1:
+                for group in groups:
+                    self._mend(group, batch)
+            self._ended_s = time.perf_counter()
             return Embedded(groups, self._ended_s - since_s)
 
         return wait
+
+    def _mend(self, group: RowVectors, batch: MicroBatch) -> None:
+        """Compute rows that are not finite once more, each alone.
+
+        Short sequences may share a call of attention, which hides them from each other by weights of zero: a NaN or an
+        infinity of one is one of all then, for zero times it is no number.
+        """
+        for place in np.flatnonzero(~group.finite)[:_MOST_AGAIN].tolist():
+            (own,) = self.launch(batch.alone(group.rows[place]))().groups
+            if own.finite[0]:
+                first, last = (place, place + 1) if group.bounds is None else group.bounds[place : place + 2]
+                group.vectors[first:last] = own.vectors
+                group.finite[place] = True
 
     def free(self) -> None:
         """Give back cached blocks of the device's memory, which may lie in pieces too small for the next batch."""

@@ -364,7 +364,7 @@ def test_texts_that_read_the_same_count_once(tiny_bert: MakeModel) -> None:
         (4 * 10**9, 10**9, ""),
         (4 * 10**9, None, ""),
         (10**6, 10**9, r"0\.1 GB in float32, --dtype-check-limit-bytes is 1000000"),
-        (4 * 10**9, 10**8, r"0\.1 GB in float32, 0\.1 GB of memory free"),
+        (4 * 10**9, 10**8, r"0\.1 GB in float32, 0\.1 GB of memory free on cpu"),
         (0, 10**9, "--dtype-check-limit-bytes is 0"),
     ],
 )
@@ -374,6 +374,18 @@ def test_what_is_too_large_to_be_checked(
     monkeypatch.setattr(loading, "free_bytes", lambda device: free)
     settings = Settings(model="all-MiniLM-L6-v2", dtype_check_limit_bytes=limit, keep_measurements=False)
     assert re.fullmatch(expected, Source(settings, torch.device("cpu")).unchecked())
+
+
+@pytest.mark.parametrize(
+    ("host", "device", "short"), [(10**8, 10**9, "cpu"), (10**9, 10**8, "cuda"), (10**9, 10**9, "")]
+)
+def test_a_copy_for_a_gpu_needs_memory_of_the_host_too(
+    monkeypatch: pytest.MonkeyPatch, host: int, device: int, short: str
+) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda place: {"cpu": host, "cuda": device}[place.type])
+    source = Source(Settings(model="all-MiniLM-L6-v2", keep_measurements=False), torch.device("cpu"))
+    source.device = torch.device("cuda", 0)
+    assert source.unchecked() == (f"0.1 GB in float32, 0.1 GB of memory free on {short}" if short else "")
 
 
 def test_other_vectors_are_another_check(tiny_bert: MakeModel) -> None:

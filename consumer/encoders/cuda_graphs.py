@@ -10,7 +10,9 @@ Source: Ng & Paszke et al., "Accelerating PyTorch with CUDA Graphs", pytorch.org
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,6 +34,9 @@ LEAST_TOKENS = 16
 """Of the smallest size; each of the others is twice the one before."""
 _TOKENS_OF_ROW = 4
 """A size has room for one sequence in so many of its tokens, and for one that fills it up."""
+_TIMES = 2
+"""With the next size all graphs together take so many times the memory at most: they share it, and it has twice the
+tokens."""
 _WARM_UPS = 3
 """Passes before a capture: libraries set themselves up in the first ones, which no graph may hold."""
 _ERROR = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -61,6 +66,9 @@ class Capturing(Protocol):
 
         Returns:
             What launches it all again, and the tensor that then holds its result.
+
+        Raises:
+            RuntimeError: it waits for the device, or finds too little memory.
         """
 
     def used_bytes(self) -> int:
@@ -192,8 +200,11 @@ class Graphed:
         return layout.unpack(graph.hidden)[: len(ids)].clone()
 
     def _capture(self, bounds: Bounds, device: torch.device, capturing: Capturing) -> None:
-        before_bytes = capturing.used_bytes()
+        before_bytes, used_bytes = capturing.used_bytes(), 0
         for size in bounds.sizes:
+            if _TIMES * used_bytes > bounds.memory_bytes:  # what a graph has taken is not given back without the others
+                log.info("graphs.memory_used_up", tokens=size, bytes=used_bytes, limit_bytes=bounds.memory_bytes)
+                break
             try:
                 graph = self._captured(size, device, capturing)
                 error = self._error_of(graph)
@@ -242,7 +253,8 @@ def _of_capture(error: Exception) -> bool:
     """Whether CUDA only refused to record something, such as a pass that waits for the device.
 
     It says so as it tells of a lost device, by "operation not permitted when stream is capturing" or "operation failed
-    due to a previous error during capture", and is as good as before. Should it not be, the warm-up fails.
+    due to a previous error during capture". A torch before 2.13 cannot free memory after that, and fails in the
+    warm-up: so a pass that waits is found before it is captured (`without_waiting`).
     """
     return "captur" in str(error).lower()
 
@@ -251,6 +263,19 @@ def _filling(missing: int, max_length: int) -> NDArray[np.int64]:
     """Lengths of sequences that add up to some tokens."""
     whole, rest = divmod(missing, max_length)
     return np.array([max_length] * whole + [rest] * (rest > 0), np.int64)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Within, what waits for the device raises a RuntimeError, as far as torch knows of it."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class CudaGraphs:
@@ -272,6 +297,8 @@ class CudaGraphs:
             beside.wait_stream(current)
             with torch.cuda.stream(beside):
                 for _ in range(_WARM_UPS):
+                    run()
+                with without_waiting():
                     run()
             current.wait_stream(beside)
             graph = torch.cuda.CUDAGraph()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from embedstream.consumer.copies import copies_of
 from embedstream.consumer.direct import Direct
 from embedstream.consumer.encoders.attention import Pattern, Tuning, by_groups
 from embedstream.consumer.encoders.cuda_attention import CudaAttention, find_kernels, install
-from embedstream.consumer.encoders.cuda_graphs import Bounds, Graphed, with_graphs
+from embedstream.consumer.encoders.cuda_graphs import Bounds, Graphed, with_graphs, without_waiting
 from embedstream.consumer.encoders.layout import Layout
 from embedstream.consumer.encoders.packed import Packed
 from embedstream.consumer.model import Model
@@ -31,16 +29,6 @@ SIZES: dict[str, Any] = {
     "intermediate_size": 128,
     "max_position_embeddings": 512,
 }
-
-
-@contextmanager
-def without_waiting() -> Iterator[None]:
-    """Within, whatever waits for the device is an error."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -104,6 +92,23 @@ def test_small_batches_run_by_graphs_and_give_the_same(packed: Packed, device: t
             results.append((graphed(ids, array), packed(ids, array)))
         for hidden, expected in results:  # compared at the end: a replay must not change what came before
             torch.testing.assert_close(hidden, expected, atol=0.02, rtol=0.02)
+
+
+def test_a_pass_that_waits_for_the_device_is_not_captured_and_memory_can_still_be_freed(
+    packed: Packed, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = packed.run
+
+    def waiting(tokens: torch.Tensor, layout: Layout) -> torch.Tensor:
+        hidden = run(tokens, layout)
+        return hidden * float(hidden.isfinite().all())
+
+    monkeypatch.setattr(packed, "run", waiting)
+    assert with_graphs(packed, Bounds(64, 2**30, 512), device) is packed
+    torch.cuda.empty_cache()
+    ids, lengths = made([11, 5])
+    with torch.inference_mode():
+        assert packed(ids, lengths).isfinite().all()
 
 
 def test_a_pass_is_launched_without_waiting_for_the_device(packed: Packed, device: torch.device) -> None:

@@ -146,7 +146,9 @@ def test_many_short_sequences_take_a_larger_size(encoder: Packed) -> None:
 
 
 def test_memory_bounds_what_is_captured(encoder: Packed) -> None:
-    assert graphed(encoder, Again(), memory_bytes=250).most_tokens == 32
+    capturing = Again()
+    assert graphed(encoder, capturing, memory_bytes=250).most_tokens == 32
+    assert capturing.captured == 2  # what would not fit is not even tried: its memory would stay taken
     assert graphed(encoder, Again(), memory_bytes=50).most_tokens == 0
     assert graphed(encoder, Again(), tokens=8).most_tokens == 0
 

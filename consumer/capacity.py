@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any
 
 from embedstream.shared.logs import get_logger
-from embedstream.shared.settings import Settings
+from embedstream.shared.settings import Dtype, Settings
 
 from .budget import Budget
 from .cost import PASS_TOKENS, CostModel
+from .cpu import KERNELS_BYTES
 from .device import batch_budget
 from .measured import Measurements, Value
 from .model import Model
@@ -120,6 +121,8 @@ def find_capacity(model: Model, settings: Settings) -> Capacity:
     timer = Timer(model)
     timer.memory.release()  # of what loading has left
     free = timer.memory.free_bytes()
+    if free is not None and model.device.type == "cpu" and model.dtype != Dtype.FLOAT32:
+        free = max(0, free - KERNELS_BYTES)  # those of shapes that are still to come
     bounds = Bounds(
         encoder=model.encoder.name,
         max_length=model.recipe.max_length,

@@ -231,6 +231,19 @@ def test_what_had_no_memory_once_is_measured_anew_when_there_is(
     assert runs == []
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [(Dtype.FLOAT32, 0), (Dtype.BFLOAT16, 512 * 1024 * 1024)])
+def test_in_half_formats_there_must_be_memory_for_kernels_of_other_shapes(
+    load: Callable[..., tuple[Model, Settings]], monkeypatch: pytest.MonkeyPatch, dtype: Dtype, kept: int
+) -> None:
+    asked: list[Bounds] = []
+    monkeypatch.setattr(module, "_kept", lambda _, bounds: asked.append(bounds))
+    free = iter([kept + 1_000_000_000, kept // 2])
+    monkeypatch.setattr(DeviceMemory, "free_bytes", lambda _: next(free))
+    find_capacity(*load(dtype=dtype))
+    find_capacity(*load(dtype=dtype))
+    assert [bounds.memory_bytes for bounds in asked] == [800_000_000, 0]
+
+
 @given(st.floats(100, 3000), st.floats(0.0001, 0.05), st.floats(5_000, 10**6))
 def test_attention_is_told_from_the_rest(knee: float, pass_s: float, rate: float) -> None:
     device = FakeDevice(rate, pass_s, knee)
@@ -265,11 +278,10 @@ def load(tiny_bert: Callable[..., Path], tmp_path: Path) -> Callable[..., tuple[
     def make(**changes: Any) -> tuple[Model, Settings]:
         settings = Settings(
             model=str(folder),
-            dtype=Dtype.FLOAT32,
             device="cpu",
             threads=1,
             measured_dir=tmp_path / "measured",
-            **{"measure_ms": 50, **changes},
+            **{"measure_ms": 50, "dtype": Dtype.FLOAT32, **changes},
         )
         return Model.load(settings), settings
 

@@ -102,11 +102,11 @@ def test_openmps_own_variable_counts(said: str, threads: int, monkeypatch: pytes
 def test_threads_wait_as_the_operator_says(name: str) -> None:
     environment = {name: "operator's"}
     cpu.prepare(Settings(keep_memory_bytes=0), environment)
-    capacity = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    assert environment == {name: "operator's", capacity: "4096"}
-    environment[capacity] = "7"
+    kernels = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512", "LRU_CACHE_CAPACITY": "64"}
+    assert environment == {name: "operator's", **kernels}
+    environment |= dict.fromkeys(kernels, "7")
     cpu.prepare(Settings(keep_memory_bytes=0), environment)
-    assert environment[capacity] == "7"
+    assert environment == {name: "operator's", **dict.fromkeys(kernels, "7")}
 
 
 @linux

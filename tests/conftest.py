@@ -130,7 +130,7 @@ async def _full_memory(redis: Redis) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for name in changed:
+        for name in reversed(changed):  # a tenth of what is still one byte would close connections again
             await redis.config_set(name, usual[name])
 
 

@@ -137,9 +137,10 @@ async def test_the_log_has_the_status_of_a_hang_up(app: Starlette, producer: Stu
 
 
 async def test_who_leaves_keeps_no_place_among_large_texts(app: Starlette, producer: StubProducer) -> None:
-    ended = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def prepare(inputs: Inputs, options: Options) -> Prepared:
+        begun.set()
         try:
             await asyncio.Event().wait()  # for its turn to be tokenised
         finally:
@@ -149,10 +150,10 @@ async def test_who_leaves_keeps_no_place_among_large_texts(app: Starlette, produ
     producer.prepare = prepare  # type: ignore[method-assign] # a turn that never comes
     client = Client({"input": ["a " * 60_000, "b " * 60_000], "truncate_prompt_tokens": -1})
     calling = asyncio.create_task(client.call(app))
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(begun.wait(), 30)
     assert not calling.done()
     client.hung_up.set()
-    assert await asyncio.wait_for(calling, 10) == 499
+    assert await asyncio.wait_for(calling, 30) == 499
     assert ended.is_set()
 
 

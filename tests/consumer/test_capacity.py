@@ -204,7 +204,7 @@ def test_what_found_too_little_memory_once_is_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Timer, "_seconds", full)
-        assert "too little memory" in find_capacity(*load()).source
+        assert "too little memory" in find_capacity(*load(measure_ms=10_000)).source  # however busy the machine
     runs.clear()
     assert "too little memory" not in find_capacity(*load()).source
     assert runs

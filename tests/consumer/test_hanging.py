@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 async def test_a_hung_consumer_loses_its_work_and_goes_on_when_it_can(fleet: Fleet) -> None:
     hold = Hold()
     hung, other = Device(hold), Device()
-    async with fleet.consumer(hung, "hung", budget=64, watchdog_s=0.6) as worker:
+    async with fleet.consumer(hung, "hung", budget=64, watchdog_s=2) as worker:
         await fleet.ask(1, [[5] * 60])
         await hold.begun()
         for number in range(2, 6):
@@ -52,7 +52,7 @@ async def test_a_hung_consumer_loses_its_work_and_goes_on_when_it_can(fleet: Fle
 
 async def test_what_a_hung_consumer_gave_back_is_no_suspect(fleet: Fleet) -> None:
     hold = Hold()
-    async with fleet.consumer(Device(hold), "hung", budget=64, watchdog_s=0.6):
+    async with fleet.consumer(Device(hold), "hung", budget=64, watchdog_s=2):
         on_device = await fleet.ask(1, [[5] * 60])
         await hold.begun()
         in_hand = await fleet.ask(2, [[6] * 60])
@@ -66,7 +66,7 @@ async def test_what_a_hung_consumer_gave_back_is_no_suspect(fleet: Fleet) -> Non
 
 async def test_what_a_last_read_brings_to_a_hung_consumer_goes_back(fleet: Fleet) -> None:
     hold = Hold()
-    async with fleet.consumer(Device(hold), "hung", watchdog_s=0.6) as worker:
+    async with fleet.consumer(Device(hold), "hung", watchdog_s=2) as worker:
         await fleet.ask(1, [[5]])
         await hold.begun()
         await until(lambda: _is_hung(worker))

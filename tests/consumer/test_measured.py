@@ -116,6 +116,7 @@ def _measure(folder: Path, number: int) -> None:
         assert len(set(map(str, read))) == 1
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of forks, since Python 3.12
 def test_consumers_that_start_at_once_do_not_undo_each_others(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_measure, args=(tmp_path, number)) for number in range(4)]

@@ -38,6 +38,8 @@ from embedstream.shared.options import VectorOptions
 from embedstream.shared.results import Status
 from embedstream.shared.settings import PoolingName, Settings
 
+from .fleet import waits
+
 pytestmark = pytest.mark.integration
 
 
@@ -145,13 +147,14 @@ async def test_each_option_set_gets_its_own_answer_in_one_batch(
 
         worker._embedder.embed = watched  # type: ignore[method-assign] # holds the first batch, and sees the next
         first = asyncio.create_task(producer.embed([ids]))
-        await until(lambda: in_hand(redis, keys), 1)
+        while not batches:
+            await asyncio.sleep(0.01)
         asked = [
             asyncio.create_task(producer.embed([ids], dimensions=size, normalize=unit, dtype=dtype))
             for size, unit, dtype in sets
         ]
-        await until(lambda: in_hand(redis, keys), 1 + len(sets))
-        await asyncio.sleep(0.1)  # from Redis into the hand
+        while not await waits(worker, len(sets) * len(ids)):
+            await asyncio.sleep(0.01)
         go.set()
         answers = await asyncio.gather(*asked)
         await first

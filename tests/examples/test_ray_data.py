@@ -64,7 +64,7 @@ def test_every_row_gets_its_vector(settings: Settings, ray_folder: Path, tmp_pat
         running("bench/null_consumer.py", **queue),
         running(str(DRIVER), *folders, settings.redis_url, **queue, **ray) as driver,
     ):
-        assert driver.wait(160) == 0
+        assert driver.wait(400) == 0
         with SyncProducer(settings=settings) as producer:
             expected = producer.embed(TEXTS, lane="bulk")
     found = pq.read_table(tmp_path / "out").sort_by("id")

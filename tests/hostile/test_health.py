@@ -6,11 +6,12 @@ import pytest
 
 from .deployment import Deployment
 from .load import probe
+from .yardstick import slowness
 
 PROBES = 300
 ROUNDS = 3
 """The best of them counts: in the others something else may have had the processor."""
-MOST_S = 0.25
+MOST_S = 0.5
 """The promise is 50 ms at the 99th percentile (`bench/health.py`); tests run on machines that do other work too."""
 
 
@@ -25,8 +26,9 @@ async def test_health_under_full_load(redis_url: str, tmp_path_factory: pytest.T
             taken_s = await probe(here.port, PROBES)
             p50_s, p99_s = taken_s[PROBES // 2], taken_s[PROBES * 99 // 100]
             print(f"p50 {p50_s * 1000:.1f} ms, p99 {p99_s * 1000:.1f} ms, max {taken_s[-1] * 1000:.1f} ms")  # noqa: T201
-            if p99_s <= MOST_S:
+            most_s = MOST_S * slowness()
+            if p99_s <= most_s:
                 break
         assert load.code is None, load.log_tail()
         assert api.code is None
-        assert p99_s <= MOST_S
+        assert p99_s <= most_s

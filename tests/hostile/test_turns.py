@@ -23,26 +23,13 @@ from embedstream.shared.metric_files import FOLDER_VARIABLE, PROCESS_VARIABLE
 from .deployment import Deployment
 from .peer import Peer, Reply, post
 from .watched_api import PATH_VARIABLE
+from .yardstick import slowness
 
 MOST_MS = 2.0
 ROUNDS = 5
-_YARDSTICK = json.dumps([list(range(200))] * 20)
-_YARDSTICK_MS = 0.43
-"""What `_slowness` measures takes so long on the machine where the limit of 2 ms was held."""
 _KEYS = 2000
 _WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "seven", "wizards", "vex", "us")
 _AUTHORIZED = b"Authorization: Bearer key-7"
-
-
-def _slowness() -> float:
-    """How many times slower this machine is just now: a limit of processor time means nothing without the processor."""
-    best_ns = 2**63
-    for _ in range(10):
-        start_ns = time.thread_time_ns()
-        json.loads(_YARDSTICK)
-        sum(range(20_000))
-        best_ns = min(best_ns, time.thread_time_ns() - start_ns)
-    return max(1.0, best_ns / 1e6 / _YARDSTICK_MS)
 
 
 @dataclass
@@ -71,10 +58,10 @@ class Watched:
             await attempt()
             await asyncio.sleep(0.05)  # what comes behind the answer: the log, the reply stream
             worst: dict[str, float] = {}
-            slowness = _slowness()
+            times_slower = slowness()
             for line in map(json.loads, self.lines.read_text().splitlines()):
                 if line["at_s"] >= start_s:
-                    worst[line["what"]] = max(line["ms"] / slowness, worst.get(line["what"], 0.0))
+                    worst[line["what"]] = max(line["ms"] / times_slower, worst.get(line["what"], 0.0))
             for what, ms in worst.items():
                 seen[what].append(ms)
             suspects = [what for what, times in seen.items() if len(times) == number and min(times) > MOST_MS]

@@ -98,7 +98,7 @@ def test_after_an_error_no_part_is_begun() -> None:
                 failed.set()
                 raise RuntimeError("out of memory")
             failed.wait(60)
-            time.sleep(0.3)  # in which the other thread tells it
+            time.sleep(1.5)  # in which the other thread tells it
             return hidden
 
     encoder = Failing()
@@ -186,7 +186,8 @@ def test_what_was_never_measured_and_a_single_thread_stay_as_they_are(monkeypatc
 
 
 @pytest.mark.parametrize(("max_length", "rows"), [(16, 192), (512, 5 + 10 + 32)])
-def test_measuring_runs_both_on_the_same_batch(max_length: int, rows: int) -> None:
+def test_measuring_runs_both_on_the_same_batch(max_length: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_ENOUGH_S", 10**6)
     encoder = Each()
     assert streams._part_of_time(encoder, Streams(encoder, 2, 4), 2, max_length) > 0
     whole = [n for n in encoder.rows if n == rows]

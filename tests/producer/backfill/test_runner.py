@@ -261,13 +261,21 @@ async def test_an_error_of_the_queue_ends_it_as_itself(make: Any) -> None:
     state.close()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that others bring about."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def test_windows_are_bounded_in_bytes_and_in_number(make: Any) -> None:
     embeds = Embeds()
     embeds.gate.clear()
     source = Numbers(400)
     runner, state = make(source, Memory(), embeds, part_rows=100, window_bytes=1)
     task = asyncio.create_task(runner.run())
-    await asyncio.sleep(0.3)
+    await until(lambda: embeds.most_under_way == 4)
+    await asyncio.sleep(0.2)  # in which others would begin
     assert all(len(window) <= BLOCK for window in embeds.windows)
     assert embeds.most_under_way == 4
     assert len(source.read_rows) <= 5 * BLOCK
@@ -282,7 +290,7 @@ async def test_stopping_finishes_the_parts_under_way_and_begins_no_other(make: A
     embeds.gate.clear()
     runner, state = make(Numbers(400), sink, embeds, part_rows=100)
     task = asyncio.create_task(runner.run())
-    await asyncio.sleep(0.2)
+    await until(lambda: embeds.most_under_way > 0)
     runner.stop()
     embeds.gate.set()
     await task
@@ -307,7 +315,8 @@ async def test_a_part_that_another_process_has_is_left_to_it_and_taken_when_it_d
     claim = state.claim
     monkeypatch.setattr(state, "claim", lambda part: part not in theirs and claim(part))
     task = asyncio.create_task(runner.run())
-    await asyncio.sleep(0.4)
+    await until(lambda: len(sink.parts) == 2 and "other processes" in progress.state)
+    await asyncio.sleep(0.2)  # in which it asks again
     assert sorted(sink.parts) == [PartId(0, 0), PartId(0, 2)]
     assert "other processes" in progress.state
     assert (progress.rows, progress.resumed_rows) == (20, 0)

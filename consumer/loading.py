@@ -113,7 +113,7 @@ class Source:
             return ""
         if size > limit:
             return f"{size / _GB:.1f} GB in float32, {flag_of('dtype_check_limit_bytes')} is {limit}"
-        for device in {torch.device("cpu"): None, self.device: None}:  # files are read by way of the host's memory
+        for device in dict.fromkeys((torch.device("cpu"), self.device)):  # files are read by way of the host's memory
             free = free_bytes(device)
             if free is not None and size * _ROOM > free:
                 return f"{size / _GB:.1f} GB in float32, {free / _GB:.1f} GB of memory free on {device.type}"

@@ -34,7 +34,7 @@ LEAST_TOKENS = 16
 """Of the smallest size; each of the others is twice the one before."""
 _TOKENS_OF_ROW = 4
 """A size has room for one sequence in so many of its tokens, and for one that fills it up."""
-_TIMES = 2
+_GROWTH = 2
 """With the next size all graphs together take so many times the memory at most: they share it, and it has twice the
 tokens."""
 _WARM_UPS = 3
@@ -202,7 +202,8 @@ class Graphed:
     def _capture(self, bounds: Bounds, device: torch.device, capturing: Capturing) -> None:
         before_bytes, used_bytes = capturing.used_bytes(), 0
         for size in bounds.sizes:
-            if _TIMES * used_bytes > bounds.memory_bytes:  # what a graph has taken is not given back without the others
+            # Not afterwards: what a graph has taken is not given back without the others.
+            if _GROWTH * used_bytes > bounds.memory_bytes:
                 log.info("graphs.memory_used_up", tokens=size, bytes=used_bytes, limit_bytes=bounds.memory_bytes)
                 break
             try:
